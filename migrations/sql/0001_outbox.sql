@@ -1,0 +1,116 @@
+-- The log, the relays' positions and leases, parked events, requests, the inbox.
+-- {schema} is replaced by the quoted schema name.
+
+-- Which log this is. One row. The incarnation grows when ids may be issued again
+-- (fail-over to a new timeline, restore), so that consumers can tell old from new.
+CREATE TABLE {schema}.outbox_source (
+    one               boolean PRIMARY KEY DEFAULT true CHECK (one),
+    source            uuid    NOT NULL DEFAULT gen_random_uuid(),
+    incarnation       bigint  NOT NULL DEFAULT 1,
+    system_identifier bigint  NOT NULL,
+    timeline          text    NOT NULL
+);
+INSERT INTO {schema}.outbox_source (system_identifier, timeline)
+SELECT system_identifier, substr(pg_walfile_name(pg_current_wal_lsn()), 1, 8)
+FROM pg_control_system();
+
+-- CACHE 1: with more, ids are handed to sessions in blocks and say nothing about order.
+CREATE SEQUENCE {schema}.outbox_id AS bigint CACHE 1;
+
+-- The log: appended to, never updated. The xid stands before the id because
+-- defaults are evaluated in column order, and a round is whole only if every
+-- row's xid was drawn before its id.
+CREATE TABLE {schema}.outbox (
+    xid            xid8     NOT NULL DEFAULT pg_current_xact_id(),
+    id             bigint   NOT NULL DEFAULT nextval('{schema}.outbox_id'),
+    slot           smallint NOT NULL CHECK (slot BETWEEN 0 AND 255), -- FNV-1a (32 bit) of partition_key, mod 256
+    schema_version integer  NOT NULL,
+    event_id       uuid     NOT NULL,
+    topic          text     NOT NULL,
+    event_type     text     NOT NULL,
+    partition_key  text     NOT NULL,
+    content_type   text     NOT NULL,
+    headers        text,              -- JSON object of strings: what tracing needs; NULL when none
+    payload        bytea    NOT NULL, -- the bytes that go on the wire
+    CONSTRAINT outbox_pkey PRIMARY KEY (id)
+);
+ALTER SEQUENCE {schema}.outbox_id OWNED BY {schema}.outbox.id;
+CREATE INDEX outbox_xid_id ON {schema}.outbox (xid, id);
+
+-- The positions: a chain of inserted links per relay and slot range. The latest
+-- link, by n, is the position; whoever inserts n+1 has seen n.
+CREATE TABLE {schema}.relay_link (
+    relay             text        NOT NULL,
+    slot_from         smallint    NOT NULL,
+    slot_to           smallint    NOT NULL,
+    n                 bigint      NOT NULL,
+    holder            uuid        NOT NULL,
+    round             bigint      NOT NULL, -- n of the link that started the round
+    last_id           bigint      NOT NULL, -- all of the round up to this id is settled; = upper_id: finished
+    at                timestamptz NOT NULL DEFAULT clock_timestamp(),
+    -- only where a round starts (n = round):
+    prev_snapshot     pg_snapshot,          -- P: what the round before has seen
+    prev_id           bigint,               -- L: the sequence's position before P's last xid
+    snapshot          pg_snapshot,          -- T: what this round sees
+    seen_id           bigint,               -- L': becomes the next round's L
+    upper_id          bigint,               -- U: no row of the round lies above
+    system_identifier bigint,
+    timeline          text,
+    CONSTRAINT relay_link_pkey PRIMARY KEY (relay, slot_from, slot_to, n)
+);
+
+-- Who should move a position. Who can is decided by the chain.
+CREATE TABLE {schema}.relay_lease (
+    relay     text        NOT NULL,
+    slot_from smallint    NOT NULL,
+    slot_to   smallint    NOT NULL,
+    holder    uuid        NOT NULL,
+    expires   timestamptz NOT NULL,
+    CONSTRAINT relay_lease_pkey PRIMARY KEY (relay, slot_from, slot_to)
+) WITH (fillfactor = 50);
+
+-- Events that a relay has put aside: failing, waiting behind a failing one of
+-- their key, or given up. Whole copies, since retention removes the log.
+CREATE TABLE {schema}.parked (
+    relay          text        NOT NULL,
+    log_id         bigint      NOT NULL,
+    slot           smallint    NOT NULL,
+    state          text        NOT NULL CHECK (state IN ('retrying', 'waiting', 'given_up', 'settled', 'discarded')),
+    attempts       integer     NOT NULL DEFAULT 0,
+    replays        integer     NOT NULL DEFAULT 0,
+    last_error     text,
+    parked_at      timestamptz NOT NULL DEFAULT clock_timestamp(),
+    changed_at     timestamptz NOT NULL DEFAULT clock_timestamp(),
+    xid            xid8        NOT NULL,
+    schema_version integer     NOT NULL,
+    event_id       uuid        NOT NULL,
+    topic          text        NOT NULL,
+    event_type     text        NOT NULL,
+    partition_key  text        NOT NULL,
+    content_type   text        NOT NULL,
+    headers        text,
+    payload        bytea       NOT NULL,
+    CONSTRAINT parked_pkey PRIMARY KEY (relay, log_id)
+);
+
+-- What a person asks of a relay; carried out by the holder of its lease.
+CREATE TABLE {schema}.relay_request (
+    id           bigint      GENERATED ALWAYS AS IDENTITY PRIMARY KEY,
+    relay        text        NOT NULL,
+    log_id       bigint      NOT NULL,
+    action       text        NOT NULL CHECK (action IN ('replay', 'discard')),
+    requested_by text        NOT NULL DEFAULT session_user,
+    requested_at timestamptz NOT NULL DEFAULT clock_timestamp(),
+    done_at      timestamptz,
+    outcome      text
+);
+CREATE INDEX relay_request_open ON {schema}.relay_request (relay, id) WHERE done_at IS NULL;
+
+-- What consumers have settled, per handler.
+CREATE TABLE {schema}.inbox (
+    handler  text        NOT NULL,
+    event_id uuid        NOT NULL,
+    state    text        NOT NULL CHECK (state IN ('handled', 'poisoned')),
+    at       timestamptz NOT NULL DEFAULT clock_timestamp(),
+    CONSTRAINT inbox_pkey PRIMARY KEY (handler, event_id)
+);
