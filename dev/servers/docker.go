@@ -1,0 +1,79 @@
+package main
+
+import (
+	"context"
+	"fmt"
+	"os"
+	"os/exec"
+	"path/filepath"
+	"strconv"
+	"strings"
+	"sync"
+	"time"
+)
+
+// docker runs servers in containers, where an engine answers.
+type docker struct {
+	place
+	*progress
+
+	asked sync.Once
+	yes   bool
+	mu    sync.Mutex // one compose at a time: two would make the network twice
+}
+
+// answers reports whether a docker engine with Compose really answers: on
+// many machines the command is there and the engine is not.
+func (d *docker) answers() bool {
+	d.asked.Do(func() {
+		if os.Getenv("POSTBUS_SERVERS") == fromLocal {
+			return
+		}
+		ctx, cancel := context.WithTimeout(context.Background(), 3*time.Second)
+		defer cancel()
+		d.yes = exec.CommandContext(ctx, "docker", "info").Run() == nil &&
+			exec.CommandContext(ctx, "docker", "compose", "version").Run() == nil
+	})
+	return d.yes
+}
+
+// compose runs Docker Compose on this checkout's project and returns stdout.
+func (d *docker) compose(args ...string) (string, error) {
+	cmd := exec.Command("docker", append([]string{"compose",
+		"--project-name", "postbus-" + d.id(),
+		"--file", filepath.Join(d.repo, "dev", "compose.yaml")}, args...)...)
+	var out, problems strings.Builder
+	cmd.Stdout, cmd.Stderr = &out, &problems
+	if err := cmd.Run(); err != nil {
+		return "", fmt.Errorf("run docker compose %s: %w\n%s\nto do without Docker, set POSTBUS_SERVERS=local",
+			strings.Join(args, " "), err, tail([]byte(problems.String())))
+	}
+	return out.String(), nil
+}
+
+// up starts a service, waits until it is healthy and returns its address.
+func (d *docker) up(s *server) (string, error) {
+	d.mu.Lock()
+	defer d.mu.Unlock()
+	err := d.step(s.title, "starting with Docker Compose", func() error {
+		_, err := d.compose("up", "--detach", "--wait", s.key)
+		return err
+	})
+	if err != nil {
+		return "", err
+	}
+	// Docker chooses the port on the loopback address.
+	addr, err := d.compose("port", s.key, strconv.Itoa(s.composePort))
+	if err != nil {
+		return "", err
+	}
+	return s.composeURL(strings.TrimSpace(addr)), nil
+}
+
+// down removes the containers and their data.
+func (d *docker) down() error {
+	return d.step("Docker Compose", "stopping", func() error {
+		_, err := d.compose("down", "--volumes", "--timeout", "5")
+		return err
+	})
+}

@@ -1,0 +1,67 @@
+package main
+
+import (
+	"fmt"
+	"net"
+	"net/url"
+	"os"
+	"strings"
+	"syscall"
+
+	"github.com/postbus/postbus/internal/testkit/process"
+)
+
+// server is one row of the table: a server and the ways to come by it.
+type server struct {
+	key      string  // names its folder, its record and its compose service
+	title    string  // as a person calls it
+	variable string  // environment variable that holds its address
+	behind   *server // the server that it stands in front of; nil for most
+
+	// answers returns nil if what the address names is up and speaks the
+	// server's protocol. foreign says that it is not ours: we hold no password.
+	answers func(address string, foreign bool) error
+
+	// start starts the local process, in a folder that is empty at first. A
+	// record of an earlier process holds the port to prefer.
+	start func(l local) (record, *process.Process, error)
+	stop  syscall.Signal // asks the local process to go
+
+	composePort int                      // the port inside the container
+	composeURL  func(addr string) string // the address, given host:port
+}
+
+var servers = []*server{postgres15, postgres18, pgbouncer, redis}
+
+// hostPort is where an address in URL form points.
+func hostPort(address, defaultPort string) (string, error) {
+	u, err := url.Parse(address)
+	if err != nil {
+		// url.Parse repeats its input, which may hold a password.
+		return "", fmt.Errorf("read the address: it is not a URL of the form scheme://host:port/name")
+	}
+	if u.Hostname() == "" {
+		return "", fmt.Errorf("read the address: no host in it; write scheme://host:port/name")
+	}
+	port := u.Port()
+	if port == "" {
+		port = defaultPort
+	}
+	return net.JoinHostPort(u.Hostname(), port), nil
+}
+
+// withoutPassword is the address as it may be shown.
+func withoutPassword(address string) string {
+	u, err := url.Parse(address)
+	if err != nil {
+		return "(not a URL)"
+	}
+	if q := u.Query(); q.Has("password") {
+		q.Set("password", "xxxxx")
+		u.RawQuery = q.Encode()
+	}
+	return u.Redacted()
+}
+
+// fromVariable is the address that the environment gives, if any.
+func (s *server) fromVariable() string { return strings.TrimSpace(os.Getenv(s.variable)) }

@@ -1,0 +1,122 @@
+package main
+
+import (
+	"errors"
+	"fmt"
+	"os"
+	"sync"
+
+	"github.com/postbus/postbus/internal/testkit/process"
+)
+
+// upper provides all servers at once, each waiting only for the one that it
+// stands in front of.
+type upper struct {
+	place
+	*progress
+	state   *state
+	home    string
+	account process.Account
+	docker  *docker
+	debian  debian
+}
+
+func up(p place) error {
+	u := &upper{place: p, progress: &progress{w: os.Stderr}}
+	if err := p.make(); err != nil {
+		return err
+	}
+	unlock, err := p.lock(u.progress)
+	if err != nil {
+		return err
+	}
+	defer unlock()
+	if u.state, err = p.loadState(); err != nil {
+		return err
+	}
+	if u.account, err = process.ServiceAccount(); err != nil {
+		return err
+	}
+	if u.home, err = p.home(u.account); err != nil {
+		return err
+	}
+	u.docker = &docker{place: p, progress: u.progress}
+
+	var all sync.WaitGroup
+	ready, errs := map[*server]chan struct{}{}, make([]error, len(servers))
+	for _, s := range servers {
+		ready[s] = make(chan struct{})
+	}
+	for i, s := range servers {
+		all.Go(func() {
+			defer close(ready[s])
+			if s.behind != nil {
+				<-ready[s.behind]
+			}
+			if err := u.provide(s); err != nil {
+				errs[i] = fmt.Errorf("%s: %w", s.title, err)
+			}
+		})
+	}
+	all.Wait()
+	return errors.Join(append(errs, p.writeEnv(u.state))...)
+}
+
+// provide finds or starts one server and records it.
+func (u *upper) provide(s *server) error {
+	old, known := u.state.get(s.key)
+	var behind record
+	if s.behind != nil {
+		if behind, _ = u.state.get(s.behind.key); behind.URL == "" {
+			return fmt.Errorf("it needs %s, which is not up", s.behind.title)
+		}
+	}
+
+	// A shell that has sourced .dev/env hands us our own addresses back.
+	ours := known && old.From != fromEnvironment
+	if address := s.fromVariable(); address != "" && !(ours && address == old.URL) {
+		return u.fromEnvironment(s, address, old, behind)
+	}
+	if ours && old.Behind == behind.URL && s.running(old) == nil {
+		return nil
+	}
+
+	// A pooler has to reach its server: the container of one does not reach
+	// the loopback address of another.
+	if s.behind == nil || behind.From == fromCompose {
+		if u.docker.answers() {
+			if err := u.quit(s, old); err != nil {
+				return err
+			}
+			address, err := u.docker.up(s)
+			if err != nil {
+				return err
+			}
+			return u.state.set(s.key, record{From: fromCompose, URL: address, Behind: behind.URL})
+		}
+	}
+	return u.fromLocal(s, old, behind)
+}
+
+// running returns nil if what the record speaks of is still ours and answers.
+func (s *server) running(r record) error {
+	if r.From == fromLocal && !r.Alive() {
+		return fmt.Errorf("its process %d is gone", r.PID)
+	}
+	return s.answers(r.URL, r.From == fromEnvironment)
+}
+
+func (u *upper) fromEnvironment(s *server, address string, old, behind record) error {
+	if s.behind != nil && behind.From != fromEnvironment {
+		return fmt.Errorf("%s is set but %s is not: set both, so that one stands in front of the other, or neither",
+			s.variable, s.behind.variable)
+	}
+	if err := s.answers(address, true); err != nil {
+		return fmt.Errorf("%s is set, but what it names (%s) does not answer: %w; correct it, or unset it to have a server started",
+			s.variable, withoutPassword(address), err)
+	}
+	if err := u.quit(s, old); err != nil {
+		return err
+	}
+	return u.state.set(s.key, record{From: fromEnvironment, URL: address, Behind: behind.URL})
+}

@@ -1,0 +1,7 @@
+package process
+
+import "syscall"
+
+// DieWithParent has the kernel send sig to the child when the thread that
+// started it dies. Start the child on a thread that stays: see startAndWait.
+func DieWithParent(attr *syscall.SysProcAttr, sig syscall.Signal) { attr.Pdeathsig = sig }

@@ -1,0 +1,144 @@
+// Package process starts the servers that tests and the demo need: detached
+// or bound to their parent, as an account that is not root, and known by an
+// identity that a reused pid cannot fake. It uses the standard library only,
+// so that dev/servers builds before any module is downloaded.
+package process
+
+import (
+	"bytes"
+	"errors"
+	"fmt"
+	"os"
+	"os/exec"
+	"path/filepath"
+	"runtime"
+	"strings"
+	"syscall"
+	"time"
+)
+
+// Spec says what to start. Program, Dir and Log are required.
+type Spec struct {
+	Program string
+	Args    []string
+	Dir     string // working folder, which the account must be able to enter
+	Log     string // file that stdout and stderr are appended to
+	Account Account
+
+	// DieWithParent has the kernel send the process SIGQUIT when we die (on
+	// Linux). Without it the process outlives us, in a session of its own.
+	DieWithParent bool
+}
+
+// Process is a server that we have started.
+type Process struct {
+	Identity
+	spec   Spec
+	exited chan struct{} // closed when it has gone
+	err    error         // how it went; read after exited is closed
+}
+
+// Start starts it and does not wait until it answers: see Ready.
+func Start(spec Spec) (*Process, error) {
+	log, err := os.OpenFile(spec.Log, os.O_CREATE|os.O_APPEND|os.O_WRONLY, 0o644)
+	if err != nil {
+		return nil, fmt.Errorf("start %s: open its log: %w", filepath.Base(spec.Program), err)
+	}
+	defer log.Close()
+
+	cmd := exec.Command(spec.Program, spec.Args...)
+	cmd.Dir, cmd.Env = spec.Dir, environment(spec.Dir)
+	cmd.Stdout, cmd.Stderr = log, log
+	cmd.SysProcAttr = &syscall.SysProcAttr{Setsid: true, Credential: spec.Account.credential()}
+	if spec.DieWithParent {
+		DieWithParent(cmd.SysProcAttr, syscall.SIGQUIT)
+	}
+
+	p := &Process{spec: spec, exited: make(chan struct{})}
+	if err := startAndWait(cmd, func(err error) { p.err = err; close(p.exited) }); err != nil {
+		return nil, fmt.Errorf("start %s: %w", spec.Program, err)
+	}
+	p.Identity, err = Identify(cmd.Process.Pid)
+	if err != nil {
+		p.Identity = Identity{PID: cmd.Process.Pid} // gone already: Ready tells why
+	}
+	return p, nil
+}
+
+// startAndWait starts cmd and calls gone once it has exited. The kernel ties
+// a parent-death signal to the thread that started the child, so one
+// goroutine keeps its thread from start to end.
+func startAndWait(cmd *exec.Cmd, gone func(error)) error {
+	started := make(chan error, 1)
+	go func() {
+		runtime.LockOSThread()
+		defer runtime.UnlockOSThread()
+		err := cmd.Start()
+		started <- err
+		if err == nil {
+			gone(cmd.Wait())
+		}
+	}()
+	return <-started
+}
+
+// environment is what a server sees: nothing of ours, since a PGPORT or a
+// PGDATA in the developer's shell would steer it elsewhere.
+func environment(home string) []string {
+	return []string{"PATH=" + os.Getenv("PATH"), "HOME=" + home, "LC_ALL=C", "TZ=UTC"}
+}
+
+// Run runs a program of the account's to its end, as initdb is run. Its
+// output becomes part of the error.
+func Run(a Account, dir string, stdin string, program string, args ...string) error {
+	cmd := exec.Command(program, args...)
+	cmd.Dir, cmd.Env = dir, environment(dir)
+	cmd.Stdin = strings.NewReader(stdin)
+	cmd.SysProcAttr = &syscall.SysProcAttr{Credential: a.credential()}
+	if out, err := cmd.CombinedOutput(); err != nil {
+		return fmt.Errorf("run %s as %s: %w\n%s", filepath.Base(program), a.Name, err, bytes.TrimSpace(out))
+	}
+	return nil
+}
+
+// Ready waits until answers returns nil. A process that exits or stays mute
+// becomes an error that holds the end of its log.
+func (p *Process) Ready(timeout time.Duration, answers func() error) error {
+	name := filepath.Base(p.spec.Program)
+	deadline := time.After(timeout)
+	for {
+		err := answers()
+		if err == nil {
+			return nil
+		}
+		select {
+		case <-p.exited:
+			return fmt.Errorf("start %s: it exited (%w); the end of %s:\n%s", name, p.exitError(), p.spec.Log, logTail(p.spec.Log))
+		case <-deadline:
+			return fmt.Errorf("start %s: no answer within %s: %w; the end of %s:\n%s", name, timeout, err, p.spec.Log, logTail(p.spec.Log))
+		case <-time.After(20 * time.Millisecond):
+		}
+	}
+}
+
+func (p *Process) exitError() error {
+	if p.err == nil {
+		return errors.New("exit status 0")
+	}
+	return p.err
+}
+
+// Exited is closed when the process has gone.
+func (p *Process) Exited() <-chan struct{} { return p.exited }
+
+func logTail(path string) string {
+	const most = 2000 // bytes: enough for the reason, short enough to read
+	content, err := os.ReadFile(path)
+	if err != nil {
+		return err.Error()
+	}
+	if len(content) > most {
+		content = content[len(content)-most:]
+	}
+	return strings.TrimSpace(string(content))
+}
