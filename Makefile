@@ -1,0 +1,51 @@
+# `make` alone prints the targets. Needs Go; everything else installs itself.
+
+GO          ?= go
+STATICCHECK := honnef.co/go/tools/cmd/staticcheck@v0.8.2
+
+# Two packages at a time suit two cores: they wait for servers more than they compute.
+TESTFLAGS   ?= -race -p 2 -timeout 10m
+PACKAGES    ?= ./...
+FUZZTIME    ?= 30s
+
+.DEFAULT_GOAL := help
+.PHONY: help demo test lint fuzz servers-up servers-down servers-status go-is-there
+
+help: ## print the targets
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-16s %s\n", $$1, $$2 }' Makefile
+
+demo: servers-up ## start the servers and run the example shop on them
+	@. ./.dev/env && $(GO) run ./example/shop
+
+test: servers-up ## start the servers and run all tests, with the race detector
+	@. ./.dev/env && $(GO) test $(TESTFLAGS) $(PACKAGES)
+
+lint: go-is-there ## formatting, go vet, staticcheck
+	@unformatted=$$(git ls-files -co --exclude-standard '*.go' | while read -r f; do [ ! -f "$$f" ] || gofmt -l "$$f"; done); \
+	if [ -n "$$unformatted" ]; then echo "not formatted; run gofmt -w on:"; echo "$$unformatted"; exit 1; fi
+	$(GO) vet ./...
+	$(GO) run $(STATICCHECK) ./...
+
+fuzz: go-is-there ## run every fuzz test for FUZZTIME (30s)
+	@set -e; for package in $$($(GO) list $(PACKAGES)); do \
+		for name in $$($(GO) test -list '^Fuzz' $$package | grep '^Fuzz'); do \
+			echo "$$package $$name"; \
+			$(GO) test -run '^$$' -fuzz "^$$name\$$" -fuzztime $(FUZZTIME) $$package; \
+		done; \
+	done
+
+servers-up: go-is-there ## start what the tests need (Docker Compose, or local processes)
+	@$(GO) run ./dev/servers up
+
+servers-down: go-is-there ## stop what servers-up has started
+	@$(GO) run ./dev/servers down
+
+servers-status: go-is-there ## show which servers run, where, and whether they answer
+	@$(GO) run ./dev/servers status
+
+go-is-there:
+	@version=$$($(GO) env GOVERSION 2>/dev/null) || version=none; \
+	minor=$${version#go1.}; minor=$${minor%%[!0-9]*}; \
+	if [ "$${minor:-0}" -lt 25 ]; then \
+		echo "Postbus needs Go 1.25 or later, and this shell finds $$version: install Go, or put it into PATH." >&2; exit 1; \
+	fi

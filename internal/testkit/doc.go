@@ -1,0 +1,14 @@
+// Package testkit gives the tests of this repository real servers, and the
+// faults that happen to them.
+//
+//   - Postgres, Redis, URL: the shared servers of `make servers-up`. A test
+//     takes a name of its own there (Schema, Prefix), since packages run in
+//     parallel; what is under that name is gone after the test.
+//   - PrivatePostgres: a server of the test's own, which may crash.
+//   - Proxy: a TCP proxy that cuts, stalls and loses replies.
+//   - Main, RegisterChild, StartChild: the test's binary once more, as a
+//     process that may be killed.
+//   - Eventually: waits for a condition, never for a time.
+//
+// A server that is missing fails the test; it never skips it.
+package testkit
