@@ -1,0 +1,70 @@
+package redisstream
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"time"
+
+	"github.com/redis/go-redis/v9"
+)
+
+// once is a command that go-redis must not send twice. By default go-redis
+// sends a command again after a broken connection or a timeout (MaxRetries is
+// 3), although the first one may have been carried out: an XADD then stands in
+// the stream twice, and behind later ones; what an XREADGROUP had read stays
+// with this consumer unseen. The redirects of a Redis Cluster are still
+// followed: a node that answers MOVED or ASK has done nothing.
+type once struct{ redis.Cmder }
+
+func (once) NoRetry() bool { return true }
+
+// runOnce sends the command that build queues, once, and waits for its answer;
+// the error is also the command's own.
+func runOnce(ctx context.Context, client redis.UniversalClient, build func(redis.Pipeliner)) error {
+	queue := client.Pipeline()
+	build(queue)
+	cmd := queue.Cmds()[0]
+	queue.Discard()
+	return client.Process(ctx, once{cmd})
+}
+
+// clientFaults are the settings of a client under which this package cannot
+// keep what it promises. A client of another type than go-redis' own cannot be
+// looked into and is taken as it is.
+func clientFaults(client redis.UniversalClient) []error {
+	var readTimeout, writeTimeout time.Duration
+	switch c := client.(type) {
+	case nil:
+		return []error{errors.New("Client is nil: give a client of go-redis v9, such as redis.NewClient(...)")}
+	case *redis.Client:
+		if c == nil {
+			return []error{errors.New("Client is a nil *redis.Client: give the result of redis.NewClient(...)")}
+		}
+		readTimeout, writeTimeout = c.Options().ReadTimeout, c.Options().WriteTimeout
+	case *redis.ClusterClient:
+		if c == nil {
+			return []error{errors.New("Client is a nil *redis.ClusterClient: give the result of redis.NewClusterClient(...)")}
+		}
+		o := c.Options()
+		readTimeout, writeTimeout = o.ReadTimeout, o.WriteTimeout
+		if o.ReadOnly || o.RouteByLatency || o.RouteRandomly {
+			return []error{errors.New("Client reads from replicas (ReadOnly, RouteByLatency or RouteRandomly), " +
+				"whose pending entries are behind the master's: give a client without these options")}
+		}
+	case *redis.Ring:
+		return []error{errors.New("Client is a *redis.Ring, which moves a stream to another server while one is down, " +
+			"so that its entries lie in two places: give a *redis.Client or a *redis.ClusterClient")}
+	default:
+		return nil
+	}
+	var faults []error
+	// go-redis keeps "no timeout" as 0 and "no deadlines at all" as -1.
+	for name, timeout := range map[string]time.Duration{"ReadTimeout": readTimeout, "WriteTimeout": writeTimeout} {
+		if timeout <= 0 {
+			faults = append(faults, fmt.Errorf("Client has its %s switched off, so that a server that stops answering "+
+				"would hold goroutines and connections for ever: leave it at go-redis' default of 5s, or set one", name))
+		}
+	}
+	return faults
+}
