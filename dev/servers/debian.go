@@ -33,7 +33,7 @@ fi
 export DEBIAN_FRONTEND=noninteractive
 apt-get -q -y -o DPkg::Lock::Timeout=300 install --no-install-recommends "$@"
 if [ -d /run/systemd/system ]; then
-	for package in "$@"; do systemctl disable --quiet "$package" 2>/dev/null || true; done
+	for package in "$@"; do systemctl disable --quiet "${package%-15}" 2>/dev/null || true; done
 fi
 `
 

@@ -55,19 +55,33 @@ func (d *docker) compose(args ...string) (string, error) {
 func (d *docker) up(s *server) (string, error) {
 	d.mu.Lock()
 	defer d.mu.Unlock()
+	var address string
 	err := d.step(s.title, "starting with Docker Compose", func() error {
-		_, err := d.compose("up", "--detach", "--wait", s.key)
-		return err
+		if _, err := d.compose("up", "--detach", "--wait", s.key); err != nil {
+			return err
+		}
+		// Docker chooses the port on the loopback address.
+		addr, err := d.compose("port", s.key, strconv.Itoa(s.composePort))
+		if err != nil {
+			return err
+		}
+		address = s.composeURL(strings.TrimSpace(addr))
+		return d.reachable(s, address)
 	})
-	if err != nil {
-		return "", err
+	return address, err
+}
+
+// reachable waits until a container answers on its port out here.
+func (d *docker) reachable(s *server, address string) error {
+	for deadline := time.Now().Add(30 * time.Second); ; time.Sleep(100 * time.Millisecond) {
+		err := s.answers(address, false)
+		if err == nil {
+			return nil
+		}
+		if time.Now().After(deadline) {
+			return fmt.Errorf("reach the container %s at %s: %w", s.key, address, err)
+		}
 	}
-	// Docker chooses the port on the loopback address.
-	addr, err := d.compose("port", s.key, strconv.Itoa(s.composePort))
-	if err != nil {
-		return "", err
-	}
-	return s.composeURL(strings.TrimSpace(addr)), nil
 }
 
 // down removes the containers and their data.

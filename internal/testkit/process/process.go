@@ -55,7 +55,7 @@ func Start(spec Spec) (*Process, error) {
 	}
 
 	p := &Process{spec: spec, exited: make(chan struct{})}
-	if err := startAndWait(cmd, func(err error) { p.err = err; close(p.exited) }); err != nil {
+	if err := Launch(cmd, func(err error) { p.err = err; close(p.exited) }); err != nil {
 		return nil, fmt.Errorf("start %s: %w", spec.Program, err)
 	}
 	p.Identity, err = Identify(cmd.Process.Pid)
@@ -65,10 +65,10 @@ func Start(spec Spec) (*Process, error) {
 	return p, nil
 }
 
-// startAndWait starts cmd and calls gone once it has exited. The kernel ties
-// a parent-death signal to the thread that started the child, so one
-// goroutine keeps its thread from start to end.
-func startAndWait(cmd *exec.Cmd, gone func(error)) error {
+// Launch starts cmd and calls gone, in another goroutine, once it has exited.
+// The kernel ties a parent-death signal to the thread that started the child,
+// so that goroutine keeps its thread from start to end.
+func Launch(cmd *exec.Cmd, gone func(error)) error {
 	started := make(chan error, 1)
 	go func() {
 		runtime.LockOSThread()
