@@ -56,8 +56,12 @@ func (u *upper) fromLocal(s *server, old, behind record) error {
 	if err := u.quit(s, old); err != nil {
 		return err
 	}
-	dir := filepath.Join(u.home, "run", s.key)
-	_, err := os.Stat(dir)
+	run, err := u.folder("run")
+	if err != nil {
+		return err
+	}
+	dir := filepath.Join(run, s.key)
+	_, err = os.Stat(dir)
 	reused := err == nil
 	err = u.startLocal(s, dir, old.Port, behind.URL)
 	if err != nil && reused && !errors.Is(err, errNotInstalled) {
@@ -65,15 +69,12 @@ func (u *upper) fromLocal(s *server, old, behind record) error {
 		if err := os.RemoveAll(dir); err != nil {
 			return fmt.Errorf("clear %s: %w", dir, err)
 		}
-		err = u.startLocal(s, dir, 0, behind.URL)
+		err = u.startLocal(s, dir, old.Port, behind.URL)
 	}
 	return err
 }
 
 func (u *upper) startLocal(s *server, dir string, port int, behind string) error {
-	if err := openDir(filepath.Dir(dir)); err != nil {
-		return err
-	}
 	if port == 0 || process.PortFree(port) != nil {
 		var err error
 		if port, err = process.FreePort(); err != nil {
@@ -109,7 +110,8 @@ func (u *upper) quit(s *server, r record) error {
 	if r.From != fromLocal {
 		return nil
 	}
-	if err := r.Stop(s.stop, stopPatience); err != nil {
+	err := u.step(s.title, "stopping what does not answer", func() error { return r.Stop(s.stop, stopPatience) })
+	if err != nil {
 		return err
 	}
 	return u.state.forget(s.key)

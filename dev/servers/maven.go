@@ -23,7 +23,11 @@ const (
 
 // postgres18Binaries returns the folder of binaries, downloaded once.
 func postgres18Binaries(l local) (string, error) {
-	home := filepath.Join(l.home, "bin", "postgres-"+postgres18Version)
+	binaries, err := l.folder("bin")
+	if err != nil {
+		return "", err
+	}
+	home := filepath.Join(binaries, "postgres-"+postgres18Version)
 	bin := filepath.Join(home, "bin")
 	if _, err := os.Stat(bin); err == nil {
 		return bin, nil
@@ -40,7 +44,7 @@ func postgres18Binaries(l local) (string, error) {
 
 	// All in a folder that gets its name last: a half download is never used.
 	fresh := home + ".new"
-	if err := errors.Join(os.RemoveAll(fresh), openDir(filepath.Dir(home)), openDir(fresh)); err != nil {
+	if err := errors.Join(os.RemoveAll(fresh), openDir(fresh)); err != nil {
 		return "", fmt.Errorf("make a folder for the binaries: %w", err)
 	}
 	artifact := "embedded-postgres-binaries-linux-" + arch

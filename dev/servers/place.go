@@ -6,6 +6,7 @@ import (
 	"fmt"
 	"os"
 	"path/filepath"
+	"syscall"
 
 	"github.com/postbus/postbus/internal/testkit/process"
 )
@@ -41,19 +42,23 @@ func (p place) make() error {
 	return nil
 }
 
-// home is the folder for binaries and data: .dev, or a temporary folder where
-// the account that the servers run as can't walk down to .dev.
-func (p place) home(a process.Account) (string, error) {
-	if a.Reaches(p.dev) {
-		return p.dev, nil
+// folder makes and returns a folder for binaries or data: in .dev, or in a
+// temporary folder where the account that the servers run as can't walk down
+// to .dev.
+func (p place) folder(a process.Account, name string) (string, error) {
+	home := p.dev
+	if !a.Reaches(home) {
+		temp, err := a.ReachableTemp()
+		if err != nil {
+			return "", err
+		}
+		home = filepath.Join(temp, fmt.Sprintf("postbus-dev-%d-%s", os.Geteuid(), p.id()))
 	}
-	temp, err := a.ReachableTemp()
-	if err != nil {
-		return "", err
-	}
-	dir := filepath.Join(temp, fmt.Sprintf("postbus-dev-%d-%s", os.Geteuid(), p.id()))
-	if err := openDir(dir); err != nil {
-		return "", fmt.Errorf("make a folder for servers that %s can reach: %w", a.Name, err)
+	dir := filepath.Join(home, name)
+	for _, d := range []string{home, dir} {
+		if err := openDir(d); err != nil {
+			return "", fmt.Errorf("make a folder for servers that %s can reach: %w", a.Name, err)
+		}
 	}
 	return dir, nil
 }
@@ -63,8 +68,9 @@ func (p place) id() string {
 	return fmt.Sprintf("%x", sha256.Sum256([]byte(p.repo)))[:12]
 }
 
-// openDir makes a folder that others may enter, whatever the umask, and
-// refuses one that somebody else has put there.
+// openDir makes a folder that others may enter, whatever the umask. It refuses
+// a link or a folder of somebody else's: in a temporary folder anybody could
+// have put one there.
 func openDir(dir string) error {
 	if err := os.MkdirAll(dir, 0o755); err != nil {
 		return err
@@ -76,9 +82,8 @@ func openDir(dir string) error {
 	if !info.IsDir() {
 		return fmt.Errorf("%s is not a folder; remove it", dir)
 	}
-	// Only the owner may change the mode, so this also finds a stranger's folder.
-	if err := os.Chmod(dir, 0o755); err != nil {
-		return fmt.Errorf("%w: somebody else made it; work as that user, or remove it", err)
+	if owner := info.Sys().(*syscall.Stat_t).Uid; int(owner) != os.Geteuid() {
+		return fmt.Errorf("%s belongs to user %d; work as that user, or remove it", dir, owner)
 	}
-	return nil
+	return os.Chmod(dir, 0o755)
 }

@@ -15,7 +15,6 @@ type upper struct {
 	place
 	*progress
 	state   *state
-	home    string
 	account process.Account
 	docker  *docker
 	debian  debian
@@ -35,9 +34,6 @@ func up(p place) error {
 		return err
 	}
 	if u.account, err = process.ServiceAccount(); err != nil {
-		return err
-	}
-	if u.home, err = p.home(u.account); err != nil {
 		return err
 	}
 	u.docker = &docker{place: p, progress: u.progress}
@@ -62,6 +58,9 @@ func up(p place) error {
 	return errors.Join(append(errs, p.writeEnv(u.state))...)
 }
 
+// folder is place.folder for the servers' account.
+func (u *upper) folder(name string) (string, error) { return u.place.folder(u.account, name) }
+
 // provide finds or starts one server and records it.
 func (u *upper) provide(s *server) error {
 	old, known := u.state.get(s.key)
@@ -77,8 +76,11 @@ func (u *upper) provide(s *server) error {
 	if address := s.fromVariable(); address != "" && !(ours && address == old.URL) {
 		return u.fromEnvironment(s, address, old, behind)
 	}
-	if ours && old.Behind == behind.URL && s.running(old) == nil {
-		return nil
+	if ours && old.Behind == behind.URL {
+		err := u.step(s.title, "asking whether it answers", func() error { return s.running(old) })
+		if err == nil {
+			return nil
+		}
 	}
 
 	// A pooler has to reach its server: the container of one does not reach

@@ -6,10 +6,12 @@ package pgserver
 import (
 	"errors"
 	"fmt"
+	"math"
 	"net"
 	"os"
 	"path/filepath"
 	"strconv"
+	"strings"
 	"syscall"
 	"time"
 
@@ -82,6 +84,9 @@ func (s Server) Init() error {
 
 // Start starts the server. Call Ready before using it.
 func (s Server) Start() (*process.Process, error) {
+	if err := s.breakLock(); err != nil {
+		return nil, fmt.Errorf("start Postgres after a crash: %w", err)
+	}
 	args := []string{"-D", s.data(), "-p", strconv.Itoa(s.Port),
 		"-c", "listen_addresses=127.0.0.1",
 		// No Unix socket: its path has a limit of 107 bytes, and nobody asks for it.
@@ -95,6 +100,31 @@ func (s Server) Start() (*process.Process, error) {
 		Dir: s.Dir, Log: filepath.Join(s.Dir, "log"),
 		Account: s.Account, DieWithParent: s.DieWithParent,
 	})
+}
+
+// breakLock frees the data folder from a postmaster that was killed. Postgres
+// does so itself, except while the dead one is still a zombie, as it may be
+// for ever in a container whose init reaps nothing. Only the pid in the lock
+// file is replaced, by one that no kernel hands out: the rest keeps Postgres
+// from starting beside backends that outlive their postmaster for a moment.
+func (s Server) breakLock() error {
+	path := filepath.Join(s.data(), "postmaster.pid")
+	content, err := os.ReadFile(path)
+	if errors.Is(err, os.ErrNotExist) {
+		return nil
+	}
+	if err != nil {
+		return err
+	}
+	line, rest, _ := strings.Cut(string(content), "\n")
+	pid, err := strconv.Atoi(strings.TrimSpace(line))
+	if err != nil {
+		return nil // Postgres says what it thinks of it
+	}
+	if _, err := process.Identify(pid); err == nil {
+		return nil
+	}
+	return s.Account.WriteFile(path, []byte(strconv.Itoa(math.MaxInt32)+"\n"+rest))
 }
 
 // Ready waits until the server takes connections. Crash recovery may take its
