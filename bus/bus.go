@@ -1,0 +1,118 @@
+package bus
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"log/slog"
+	"sync"
+	"sync/atomic"
+	"time"
+
+	"github.com/jackc/pgx/v5"
+
+	"github.com/postbus/postbus/events"
+	"github.com/postbus/postbus/outbox"
+)
+
+const (
+	// DefaultMaxDepth is how deep publications may nest unless Config says otherwise.
+	DefaultMaxDepth = 16
+	// DefaultAfterCommitTimeout is the deadline of an after-commit handler's ctx
+	// unless Config says otherwise.
+	DefaultAfterCommitTimeout = 30 * time.Second
+	// NoTimeout as Config.AfterCommitTimeout sets no deadline.
+	NoTimeout time.Duration = -1
+)
+
+// ErrInvalidConfig is wrapped by every refusal of New and of an option.
+var ErrInvalidConfig = errors.New("invalid config")
+
+// Config configures an EventBus. The zero value is usable.
+type Config struct {
+	// MaxDepth bounds how deep handlers that publish may nest: 1 forbids it. It
+	// counts through after-commit handlers and the transactions they begin. What
+	// lies deeper is refused with a *DepthError. Defaults to 16.
+	MaxDepth int
+	// AfterCommitTimeout is the deadline of the ctx of each call of an after-commit
+	// handler, which the caller of InTx waits for. Defaults to 30 s; NoTimeout
+	// sets none.
+	AfterCommitTimeout time.Duration
+	// OnAfterCommitError is told what an after-commit handler returned or panicked
+	// with. It is called by the goroutine of InTx, with the handler's ctx, and by
+	// several at once if several transactions are committed at once. The default
+	// logs errors as warnings, since the state of the database is right all the
+	// same, and panics as errors.
+	OnAfterCommitError func(ctx context.Context, err *HandlerError)
+	// Logger is where the default of OnAfterCommitError logs. Defaults to slog.Default().
+	Logger *slog.Logger
+}
+
+// appender is what the bus needs of an *outbox.Log.
+type appender interface {
+	Append(ctx context.Context, tx pgx.Tx, evs ...events.DomainEvent) error
+	Wake()
+}
+
+// EventBus publishes events: it appends them to the outbox and hands them to the
+// handlers in this process. It holds no connection and no goroutine, so that
+// there is nothing to close. It is safe for use by several goroutines.
+type EventBus struct {
+	log                appender
+	maxDepth           int
+	afterCommitTimeout time.Duration // 0: none
+	onAfterCommitError func(context.Context, *HandlerError)
+	logger             *slog.Logger
+
+	routes      atomic.Pointer[routes]
+	subscribing sync.Mutex // held by whoever replaces routes, never while a handler runs
+}
+
+// New makes a bus whose events go to log. All faults of the config are reported
+// together, wrapping ErrInvalidConfig.
+func New(log *outbox.Log, cfg Config) (*EventBus, error) {
+	if log == nil {
+		return newBus(nil, cfg)
+	}
+	return newBus(log, cfg)
+}
+
+func newBus(log appender, cfg Config) (*EventBus, error) {
+	var faults []error
+	if log == nil {
+		faults = append(faults, errors.New("log is nil: make one with outbox.NewLog"))
+	}
+	if cfg.MaxDepth < 0 {
+		faults = append(faults, fmt.Errorf("Config.MaxDepth is %d: use 1 or more, or 0 for the default of %d", cfg.MaxDepth, DefaultMaxDepth))
+	}
+	if cfg.AfterCommitTimeout < 0 && cfg.AfterCommitTimeout != NoTimeout {
+		faults = append(faults, fmt.Errorf("Config.AfterCommitTimeout is %s: use a duration, 0 for the default of %s, or NoTimeout", cfg.AfterCommitTimeout, DefaultAfterCommitTimeout))
+	}
+	if len(faults) > 0 {
+		return nil, fmt.Errorf("bus.New: %w: %w", ErrInvalidConfig, errors.Join(faults...))
+	}
+	if cfg.MaxDepth == 0 {
+		cfg.MaxDepth = DefaultMaxDepth
+	}
+	switch cfg.AfterCommitTimeout {
+	case 0:
+		cfg.AfterCommitTimeout = DefaultAfterCommitTimeout
+	case NoTimeout:
+		cfg.AfterCommitTimeout = 0
+	}
+	if cfg.Logger == nil {
+		cfg.Logger = slog.Default()
+	}
+	b := &EventBus{
+		log:                log,
+		maxDepth:           cfg.MaxDepth,
+		afterCommitTimeout: cfg.AfterCommitTimeout,
+		onAfterCommitError: cfg.OnAfterCommitError,
+		logger:             cfg.Logger,
+	}
+	if b.onAfterCommitError == nil {
+		b.onAfterCommitError = b.logAfterCommitError
+	}
+	b.routes.Store(&routes{})
+	return b, nil
+}

@@ -1,0 +1,132 @@
+package bus
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"strings"
+	"time"
+
+	"github.com/google/uuid"
+	"github.com/jackc/pgx/v5"
+	"github.com/jackc/pgx/v5/pgconn"
+)
+
+// commitGrace is how long the answer to COMMIT is still waited for when ctx has
+// ended meanwhile.
+const commitGrace = 5 * time.Second
+
+// ErrCommitUnknown is wrapped by a *[CommitUnknownError].
+var ErrCommitUnknown = errors.New("it is not known whether the transaction was committed")
+
+// CommitUnknownError says that COMMIT was sent and no answer came: the
+// transaction is committed or rolled back, and only the database knows. Whoever
+// does the work again without looking may do it twice, with events of new ids.
+type CommitUnknownError struct {
+	EventIDs []uuid.UUID // of the events published: in the outbox all of them, or none
+	Err      error       // what came instead of an answer
+}
+
+func (e *CommitUnknownError) Error() string {
+	look := "look for the rows that fn wrote"
+	if len(e.EventIDs) > 0 {
+		look = fmt.Sprintf("look in the outbox for event %s (it is there exactly if the transaction was committed)", e.EventIDs[0])
+	}
+	return fmt.Sprintf("InTx: %v, because the answer to COMMIT did not arrive: before doing it again, %s: %v", ErrCommitUnknown, look, e.Err)
+}
+
+// Unwrap gives ErrCommitUnknown and the cause.
+func (e *CommitUnknownError) Unwrap() []error { return []error{ErrCommitUnknown, e.Err} }
+
+// checkCommittable finds what rules out a commit before COMMIT is sent, while the
+// outcome is still certain.
+func checkCommittable(ctx context.Context, tx pgx.Tx) error {
+	if ctx.Err() != nil {
+		return fmt.Errorf("InTx: rolled back, because ctx ended before the commit: %w", endOf(ctx))
+	}
+	if conn := tx.Conn(); conn != nil && conn.IsClosed() {
+		return fmt.Errorf("InTx: rolled back, because the connection was lost before the commit: %w", pgconn.ErrConnClosed)
+	}
+	switch txStatus(tx) {
+	case statusAborted:
+		return fmt.Errorf("InTx: rolled back, because a statement had failed although fn returned nil: return the statement's error, or run it in a savepoint (pgx.BeginFunc): %w", pgx.ErrTxCommitRollback)
+	case statusIdle:
+		return errors.New("InTx: fn has ended the transaction by SQL of its own (COMMIT, ROLLBACK), so that nothing is announced: leave that to InTx")
+	}
+	return nil
+}
+
+// commit commits, and answers with an error that wraps ErrCommitUnknown unless
+// the outcome is certain.
+func commit(ctx context.Context, tx pgx.Tx, published []uuid.UUID) error {
+	patient, cancel := outlast(ctx, commitGrace)
+	defer cancel()
+	err := tx.Commit(patient)
+	switch {
+	case err == nil:
+		return nil
+	case pgconn.SafeToRetry(err):
+		return fmt.Errorf("InTx: rolled back, because COMMIT could not be sent; if the connection is busy, fn has left rows open, close them: %w", err)
+	case rolledBack(err):
+		return fmt.Errorf("InTx: the transaction was rolled back at its commit: %w", err)
+	}
+	if patient.Err() != nil {
+		err = fmt.Errorf("%w: %w", endOf(patient), err)
+	}
+	return &CommitUnknownError{EventIDs: published, Err: err}
+}
+
+// rolledBack tells whether an error of Commit leaves no doubt that nothing was
+// committed. That is so in three cases only:
+//
+//   - pgx did not send COMMIT (the connection was known to be broken, or busy with
+//     rows that were left open); it then closes the connection;
+//   - the server answered ROLLBACK to COMMIT;
+//   - the server answered with an ERROR. PostgreSQL raises one only before its
+//     commit record is written: what fails after that is a PANIC of the server.
+//
+// A FATAL answer (57P01, the shutdown of a server, and its kin) is none of them:
+// the session may end between the commit and its confirmation. Nor are those
+// classes of ERROR that stand for a lost answer further on, as proxies and
+// foreign servers report it: 08 (connection), 57P (shutdown), and 40003
+// (statement completion unknown).
+func rolledBack(err error) bool {
+	if errors.Is(err, pgx.ErrTxCommitRollback) || pgconn.SafeToRetry(err) {
+		return true
+	}
+	var pg *pgconn.PgError
+	if !errors.As(err, &pg) {
+		return false
+	}
+	severity := pg.SeverityUnlocalized
+	if severity == "" { // not sent by every pooler
+		severity = pg.Severity
+	}
+	lost := strings.HasPrefix(pg.Code, "08") || strings.HasPrefix(pg.Code, "57P") || pg.Code == "40003"
+	return severity == "ERROR" && !lost
+}
+
+// outlast is ctx with its end put off: once ctx has ended, the work under way has
+// this long left.
+func outlast(ctx context.Context, grace time.Duration) (context.Context, context.CancelFunc) {
+	patient, end := context.WithCancelCause(context.WithoutCancel(ctx))
+	stop := context.AfterFunc(ctx, func() {
+		timer := time.NewTimer(grace)
+		defer timer.Stop()
+		select {
+		case <-timer.C:
+			end(fmt.Errorf("no answer within %s after ctx had ended: %w", grace, endOf(ctx)))
+		case <-patient.Done():
+		}
+	})
+	return patient, func() { stop(); end(nil) }
+}
+
+// endOf is why ctx has ended: its Err, for errors.Is, and its cause if it has one.
+func endOf(ctx context.Context) error {
+	err, cause := ctx.Err(), context.Cause(ctx)
+	if cause == nil || errors.Is(cause, err) {
+		return cause
+	}
+	return fmt.Errorf("%w: %w", err, cause)
+}

@@ -1,0 +1,106 @@
+package bus
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"runtime/debug"
+
+	"github.com/google/uuid"
+	"github.com/jackc/pgx/v5"
+
+	"github.com/postbus/postbus/events"
+)
+
+// HandlerError is what one handler returned, or panicked with, for one event.
+type HandlerError struct {
+	Handler     string // package.Function
+	EventType   string
+	EventID     uuid.UUID
+	AfterCommit bool  // the event is committed, and stays so
+	Err         error // what the handler returned, or a *PanicError
+}
+
+func (e *HandlerError) Error() string {
+	when := "in-tx"
+	if e.AfterCommit {
+		when = "after-commit"
+	}
+	return fmt.Sprintf("%s handler %s of %s %s: %v", when, e.Handler, e.EventType, e.EventID, e.Err)
+}
+
+// Unwrap gives what the handler returned.
+func (e *HandlerError) Unwrap() error { return e.Err }
+
+// PanicError is the panic of a handler. Its text leaves out the stack.
+type PanicError struct {
+	Value   any    // what panic was called with
+	Stack   []byte // of the goroutine, from the panic on
+	Handler string // package.Function
+	EventID uuid.UUID
+}
+
+func (e *PanicError) Error() string {
+	return fmt.Sprintf("%s panicked: %v", e.Handler, e.Value)
+}
+
+// Unwrap gives the value if it is an error.
+func (e *PanicError) Unwrap() error {
+	err, _ := e.Value.(error)
+	return err
+}
+
+var (
+	errLeftAborted = errors.New("it returned nil although one of its statements had failed, which aborts the transaction: return the error, or run the statement in a savepoint (pgx.BeginFunc)")
+	errExited      = errors.New("it ended the goroutine by runtime.Goexit (or t.FailNow): return an error instead")
+)
+
+// protect calls a handler and makes an error of its panic. If the handler ends
+// the goroutine, that cannot be held up: exited is called, and the defers further
+// up run.
+func protect(handler string, id uuid.UUID, call func() error, exited func()) (err error) {
+	returned := false
+	defer func() {
+		if returned {
+			return
+		}
+		if v := recover(); v != nil {
+			err = &PanicError{Value: v, Stack: debug.Stack(), Handler: handler, EventID: id}
+			return
+		}
+		exited()
+	}()
+	err = call()
+	returned = true
+	return err
+}
+
+// handleInTx calls the in-tx handlers of one event and joins their errors.
+func (b *EventBus) handleInTx(ctx context.Context, tx pgx.Tx, s *scope, d delivery) error {
+	names := d.inTxNames()
+	if len(names) == 0 {
+		return nil
+	}
+	e := d.envelope()
+	parent := s.chain
+	s.chain = parent.next(e.EventType)
+	defer func() { s.chain = parent }()
+	ctx = withFrame(events.ContextHandling(ctx, *e), frame{scope: s, chain: s.chain})
+
+	var faults []error
+	for i, name := range names {
+		err := protect(name, e.EventID, func() error { return d.callInTx(ctx, i, tx) }, func() {})
+		aborted := txStatus(tx) == statusAborted
+		if err == nil && aborted {
+			err = errLeftAborted
+		}
+		if err == nil {
+			continue
+		}
+		faults = append(faults, &HandlerError{Handler: name, EventType: e.EventType, EventID: e.EventID, Err: err})
+		if aborted || ctx.Err() != nil {
+			break // every further statement would fail for this reason alone
+		}
+	}
+	return errors.Join(faults...)
+}

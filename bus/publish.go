@@ -1,0 +1,208 @@
+package bus
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"reflect"
+	"strings"
+
+	"github.com/jackc/pgx/v5"
+
+	"github.com/postbus/postbus/events"
+)
+
+// ErrNotInTx is wrapped by a *[NotInTxError].
+var ErrNotInTx = errors.New("the transaction was not begun by bus.InTx")
+
+// NotInTxError refuses an event whose after-commit handlers could never be
+// called, since the bus does not see the commit of a transaction that it has not
+// begun. Nothing has been appended.
+type NotInTxError struct {
+	EventType     string
+	SchemaVersion int
+	Handlers      []string // the after-commit handlers
+}
+
+func (e *NotInTxError) Error() string {
+	return fmt.Sprintf("publish %s: %v, so that its after-commit handlers (%s) would not be called: begin the transaction with bus.InTx; nothing was appended",
+		e.EventType, ErrNotInTx, strings.Join(e.Handlers, ", "))
+}
+
+// Unwrap gives ErrNotInTx.
+func (e *NotInTxError) Unwrap() error { return ErrNotInTx }
+
+var (
+	errNoBus      = errors.New("publish: the bus is nil or empty: make one with bus.New")
+	errNoContext  = errors.New("publish: the ctx is nil: pass the one that InTx or the handler was given")
+	errNoTx       = errors.New("publish: the tx is nil: pass the transaction that your own rows are written in")
+	errUnfinished = errors.New("publish: it did not return, because something in it panicked or ended the goroutine")
+)
+
+// Publish appends evs to the outbox, in their order and inside tx, and then calls
+// their in-tx handlers, event by event. The events exist if and only if tx
+// commits. All are appended before the first handler runs, so that what handlers
+// publish stands behind them in the log. After-commit handlers run when [InTx]
+// has committed.
+//
+// An event is a value or a pointer; options of one publication wrap it
+// ([events.With]), and an envelope built by hand is one too ([events.Raw]; its
+// data is decoded for typed handlers). All events are checked before anything is
+// written, and all refusals come together: *[events.InvalidEventError],
+// *[events.PayloadError] and their kin, *[WiringError], *[NotInTxError],
+// *[DepthError]. What a handler returns comes as a *[HandlerError]; see
+// [SubscribeInTx]. The other in-tx handlers of that event still run, to hear all
+// objections at once, unless a failed statement has aborted the transaction or
+// ctx has ended; later events of the call are not handed out.
+//
+// A Publish that returns an error has doomed the transaction of InTx, which will
+// not commit even if fn returns nil. If that happened in a savepoint that is then
+// rolled back (pgx.BeginFunc on tx), it is undone as well.
+//
+// tx may also be a transaction that InTx has not begun. The caller must then roll
+// it back after an error, and no event may have after-commit handlers.
+//
+// Publish with no events does nothing. It may be called by several goroutines,
+// each with a tx of its own.
+func (b *EventBus) Publish(ctx context.Context, tx pgx.Tx, evs ...events.Payload) error {
+	switch {
+	case b == nil || b.log == nil:
+		return errNoBus
+	case ctx == nil:
+		return errNoContext
+	case isNil(tx):
+		return errNoTx
+	case len(evs) == 0:
+		return nil
+	}
+	s := scopeOf(ctx, tx)
+	if s != nil {
+		return b.publishIn(ctx, tx, s, evs)
+	}
+	// Somebody else's transaction: what handlers do in it is followed all the same,
+	// until Publish returns.
+	s = newScope(ctx, tx, true)
+	defer s.close()
+	if err := b.publishIn(ctx, &followedTx{Tx: tx, scope: s}, s, evs); err != nil {
+		return err
+	}
+	return s.doom()
+}
+
+// PublishAll is Publish for a slice of an aggregate's own event type, which Go
+// does not spread into ...events.Payload:
+//
+//	err := bus.PublishAll(ctx, eventBus, tx, order.Events())
+func PublishAll[E events.Payload](ctx context.Context, b *EventBus, tx pgx.Tx, evs []E) error {
+	payloads := make([]events.Payload, len(evs))
+	for i, e := range evs {
+		payloads[i] = e
+	}
+	return b.Publish(ctx, tx, payloads...)
+}
+
+// publishIn dooms the scope unless all goes well; also when a handler ends the
+// goroutine, or the log panics and the caller survives it.
+func (b *EventBus) publishIn(ctx context.Context, tx pgx.Tx, s *scope, evs []events.Payload) error {
+	err := errUnfinished
+	defer func() {
+		if err != nil {
+			s.doomed(err)
+		}
+	}()
+	err = b.publish(ctx, tx, s, evs)
+	return err
+}
+
+func (b *EventBus) publish(ctx context.Context, tx pgx.Tx, s *scope, evs []events.Payload) error {
+	if s.closed.Load() {
+		return fmt.Errorf("publish %s: the tx was given to a function that has returned, and is no longer valid: publish before that", typeOf(evs[0]))
+	}
+	parent := s.chain
+	if err := b.checkDepth(parent, evs[0]); err != nil {
+		return err
+	}
+	envelopes, deliveries, err := b.prepare(ctx, s, evs)
+	if err != nil {
+		return err
+	}
+	if err := b.log.Append(ctx, tx, envelopes...); err != nil {
+		return fmt.Errorf("publish %s: %w", envelopes[0].EventType, err)
+	}
+	s.appended(b.log, envelopes)
+	for _, d := range deliveries {
+		for i := range d.afterCommitNames() {
+			s.announce(announcement{bus: b, ctx: ctx, parent: parent, delivery: d, handler: i})
+		}
+	}
+	for _, d := range deliveries {
+		if err := b.handleInTx(ctx, tx, s, d); err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
+// prepare makes envelopes of evs, and deliveries of those that have handlers. It
+// reports all faults together.
+func (b *EventBus) prepare(ctx context.Context, s *scope, evs []events.Payload) ([]events.DomainEvent, []delivery, error) {
+	handled := *b.routes.Load() // one state of the subscriptions for the whole call
+	envelopes := make([]events.DomainEvent, 0, len(evs))
+	var deliveries []delivery
+	var faults []error
+	for _, p := range evs {
+		e, err := events.New(ctx, p)
+		if err != nil {
+			faults = append(faults, fmt.Errorf("publish: %w", err))
+			continue
+		}
+		envelopes = append(envelopes, e)
+		name := wireName{e.EventType, e.SchemaVersion}
+		payload := events.Unwrap(p)
+		if t := reflect.TypeOf(payload); t == rawType {
+			payload = nil
+		} else if err := checkPublished(t, name); err != nil {
+			faults = append(faults, err)
+			continue
+		}
+		r, ok := handled[name]
+		if !ok {
+			continue
+		}
+		if names := r.afterCommitNames(); s.borrowed && len(names) > 0 {
+			faults = append(faults, &NotInTxError{EventType: e.EventType, SchemaVersion: e.SchemaVersion, Handlers: names})
+			continue
+		}
+		d, err := r.deliver(payload, e)
+		if err != nil {
+			faults = append(faults, err)
+			continue
+		}
+		deliveries = append(deliveries, d)
+	}
+	return envelopes, deliveries, errors.Join(faults...)
+}
+
+// rawType is what events.Raw makes: it has no Go type of its own.
+var rawType = reflect.TypeOf(events.Raw(events.DomainEvent{}))
+
+func checkPublished(t reflect.Type, name wireName) error {
+	if t.Kind() == reflect.Pointer {
+		t = t.Elem()
+	}
+	if err := checkEmbedded(t, name); err != nil {
+		return &WiringError{GoType: goName(t), Err: err}
+	}
+	return nil
+}
+
+// typeOf is the event type of a payload for an error's text, which must not
+// panic itself.
+func typeOf(p events.Payload) (eventType string) {
+	defer func() {
+		if recover() != nil {
+			eventType = fmt.Sprintf("an event of type %T", p)
+		}
+	}()
+	return p.EventType()
+}

@@ -1,0 +1,106 @@
+package bus
+
+import (
+	"context"
+	"errors"
+	"reflect"
+
+	"github.com/jackc/pgx/v5"
+
+	"github.com/postbus/postbus/events"
+)
+
+// ErrWiring is wrapped by a *[WiringError].
+var ErrWiring = errors.New("event handlers are wired wrongly")
+
+// WiringError says why a handler cannot be subscribed, or why an event cannot be
+// handed to the handlers of its name. Every fault that was found is in Err.
+type WiringError struct {
+	Handler string // package.Function of the handler, empty when the event is at fault
+	GoType  string // the Go type of the event
+	Err     error
+}
+
+func (e *WiringError) Error() string {
+	if e.Handler == "" {
+		return "publish an event of type " + e.GoType + ": " + e.Err.Error()
+	}
+	return "subscribe " + e.Handler + " to events of type " + e.GoType + ": " + e.Err.Error()
+}
+
+// Unwrap gives ErrWiring and the faults.
+func (e *WiringError) Unwrap() []error { return []error{ErrWiring, e.Err} }
+
+// SubscribeInTx has h called for every event of T's wire name and version that is
+// published on b, inside the transaction it is published in and before Publish
+// returns. What h writes through its tx is committed with the event or not at
+// all. An error of h fails the Publish, and with it the transaction; a panic is
+// such an error.
+//
+// h gets the event by value, however it was published; what its fields point to
+// is shared with the publisher and the other handlers, and must not be changed.
+// Handlers of one event run one after the other, in the order of subscription.
+// h may publish further events through its tx; their ctx must be the one h was
+// given. A function subscribed twice is called twice.
+//
+// A handler that could never be called, or would be called with somebody else's
+// events, is a mistake in the program: SubscribeInTx panics with a
+// *[WiringError] that names all faults. T must be a Go type of its own with
+// value methods and constant names, neither pointer nor interface, and the only
+// one of its wire name and version on this bus.
+//
+// It may be called at any time, also while events are published, by any
+// goroutine; events whose Publish has begun do not reach h.
+func SubscribeInTx[T events.Payload](b *EventBus, h func(ctx context.Context, tx pgx.Tx, e events.Event[T]) error) {
+	name := funcName(h)
+	subscribe(b, name, h == nil, func(r *typedRoute[T]) {
+		r.inTx = append(r.inTx, h)
+		r.inTxName = append(r.inTxName, name)
+	})
+}
+
+// SubscribeAfterCommit has h called for every event of T's wire name and version
+// that is published on b, once the transaction it was published in is known to be
+// committed: never for a transaction or a savepoint that was rolled back, and not
+// if the outcome of the commit is unknown. The transaction must be one of [InTx].
+//
+// It is best effort: handlers live in memory, and a process that dies after the
+// commit never calls them. InTx calls them one after the other in the order of
+// publication, and returns when all have returned. Their errors and panics go to
+// [Config].OnAfterCommitError; they change nothing for the caller of InTx, whose
+// work is done. The ctx of h keeps the values of the ctx of Publish, but not its
+// cancellation or its deadline; it has one of its own, [Config].AfterCommitTimeout.
+// h may call InTx.
+//
+// What is said of [SubscribeInTx] about T, sharing, order, panics at wiring and
+// goroutines holds here too.
+func SubscribeAfterCommit[T events.Payload](b *EventBus, h func(ctx context.Context, e events.Event[T]) error) {
+	name := funcName(h)
+	subscribe(b, name, h == nil, func(r *typedRoute[T]) {
+		r.afterCommit = append(r.afterCommit, h)
+		r.afterName = append(r.afterName, name)
+	})
+}
+
+func subscribe[T events.Payload](b *EventBus, handler string, isNil bool, add func(*typedRoute[T])) {
+	var faults []error
+	if b == nil || b.log == nil {
+		faults = append(faults, errors.New("the bus is nil or empty: make one with bus.New"))
+	}
+	if isNil {
+		faults = append(faults, errors.New("the handler is nil: pass a function"))
+	}
+	goType := reflect.TypeFor[T]()
+	name, err := checkHandled(goType)
+	if err != nil {
+		faults = append(faults, err)
+	}
+	if len(faults) == 0 {
+		if err := addHandler(b, name, add); err != nil {
+			faults = append(faults, err)
+		}
+	}
+	if len(faults) > 0 {
+		panic(&WiringError{Handler: handler, GoType: goName(goType), Err: errors.Join(faults...)})
+	}
+}
