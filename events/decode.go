@@ -3,6 +3,7 @@ package events
 import (
 	"bytes"
 	"strconv"
+	"strings"
 	"unicode/utf8"
 
 	"github.com/google/uuid"
@@ -25,8 +26,7 @@ func Decode(document []byte) (DomainEvent, error) {
 	if len(document) > HardMaxDocumentBytes {
 		return DomainEvent{}, &TooLargeError{Size: len(document), Limit: HardMaxDocumentBytes}
 	}
-	var texts [512]byte // on the stack, and long enough for most
-	d := decoder{doc: document, text: texts[:0]}
+	d := decoder{doc: document}
 	ok := d.document()
 	d.settle()
 	if !ok {
@@ -79,10 +79,7 @@ type decoder struct {
 	seen      uint16 // a bit for each known member
 	versioned bool   // schema_version was there, and not null
 
-	// The texts are collected here and become one string, of which the fields
-	// are parts: one allocation, and no field pins the whole document.
-	text  []byte
-	spans [memberCount]struct{ from, to int }
+	texts [memberCount][]byte // as they read without escapes; parts of doc where nothing is escaped
 
 	names [][]byte // of unknown members, as they read without escapes
 
@@ -99,15 +96,30 @@ func (d *decoder) malformed(field, fault string) bool {
 	return d.fail(field, "is not valid JSON: at byte "+strconv.Itoa(d.at)+" of the document "+fault+"; something cut or changed it on its way, or another program wrote it")
 }
 
-// settle hands the collected texts over to the event.
+// settle makes one string of the texts, of which the fields are parts: one
+// allocation, and no field that somebody keeps pins the whole document.
 func (d *decoder) settle() {
-	text := string(d.text)
-	part := func(member int) string { return text[d.spans[member].from:d.spans[member].to] }
-	d.e.EventType = part(memberEventType)
-	d.e.AggregateID = part(memberAggregateID)
-	d.e.CorrelationID = part(memberCorrelationID)
-	d.e.CausationID = part(memberCausationID)
-	d.e.IdempotencyKey = part(memberIdempotencyKey)
+	size := 0
+	for _, text := range d.texts {
+		size += len(text)
+	}
+	var all strings.Builder
+	all.Grow(size)
+	for _, text := range d.texts {
+		all.Write(text)
+	}
+	rest := all.String()
+	take := func(member int) string {
+		n := len(d.texts[member])
+		text := rest[:n]
+		rest = rest[n:]
+		return text
+	}
+	d.e.EventType = take(memberEventType)
+	d.e.AggregateID = take(memberAggregateID)
+	d.e.CorrelationID = take(memberCorrelationID)
+	d.e.CausationID = take(memberCausationID)
+	d.e.IdempotencyKey = take(memberIdempotencyKey)
 }
 
 func (d *decoder) document() bool {
@@ -200,37 +212,62 @@ func (d *decoder) known(member int, value []byte) bool {
 	if value[0] != '"' {
 		return d.fail(field, "is not a string: correct the writer")
 	}
-	from := len(d.text)
-	text, ok := unescape(d.text, value[1:len(value)-1])
+	text, ok := d.plain(value)
 	if !ok {
 		return d.fail(field, halfPair)
 	}
 	switch member {
 	case memberEventID:
-		id, err := uuid.ParseBytes(text[from:])
-		if err != nil || len(text)-from != 36 {
+		id, err := uuid.ParseBytes(text)
+		if err != nil || len(text) != 36 {
 			return d.fail(field, "is not a UUID in its form of 36 characters: correct the writer")
 		}
 		d.e.EventID = id
 	case memberTimestamp:
-		// Only UnmarshalText is strict about RFC 3339; and what is finer than a
-		// nanosecond it would drop.
-		if err := d.e.Timestamp.UnmarshalText(text[from:]); err != nil || finerThanNanoseconds(text[from:]) {
+		if err := d.e.Timestamp.UnmarshalText(text); err != nil || !isRFC3339(text) {
 			return d.fail(field, "is not a time in RFC 3339 with at most nine digits after the second: correct the writer")
 		}
 		d.e.Timestamp = d.e.Timestamp.UTC()
 	default:
-		d.text = text
-		d.spans[member].from, d.spans[member].to = from, len(text)
+		d.texts[member] = text
 	}
 	return true
 }
 
 const halfPair = "holds half a surrogate pair, which is no character: correct the writer"
 
-func finerThanNanoseconds(rfc3339 []byte) bool {
-	point := bytes.IndexByte(rfc3339, '.')
-	return point >= 0 && skipDigits(rfc3339, point+1)-(point+1) > 9
+// isRFC3339 is strict where package time is not: it also reads a comma for the
+// point and an hour of one digit, and drops what is finer than a nanosecond.
+func isRFC3339(s []byte) bool {
+	const shape = "dddd-dd-ddTdd:dd:dd"
+	if len(s) < len(shape) || !shaped(s[:len(shape)], shape) {
+		return false
+	}
+	s = s[len(shape):]
+	if len(s) > 0 && s[0] == '.' {
+		end := skipDigits(s, 1)
+		if end == 1 || end > 1+9 {
+			return false
+		}
+		s = s[end:]
+	}
+	if len(s) == 1 {
+		return s[0] == 'Z'
+	}
+	return (shaped(s, "+dd:dd") || shaped(s, "-dd:dd")) && string(s[1:3]) <= "23" && string(s[4:6]) <= "59"
+}
+
+// shaped tells whether s is like shape, in which d stands for any digit.
+func shaped(s []byte, shape string) bool {
+	if len(s) != len(shape) {
+		return false
+	}
+	for i, c := range s {
+		if digit := shape[i] == 'd'; digit && !isDigit(c) || !digit && c != shape[i] {
+			return false
+		}
+	}
+	return true
 }
 
 func (d *decoder) version(value []byte) bool {

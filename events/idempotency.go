@@ -21,5 +21,5 @@ func IdempotencyKey(entityID, action string, at time.Time) string {
 	b = append(b, ':')
 	b = at.UTC().AppendFormat(b, time.RFC3339Nano)
 	sum := sha256.Sum256(b)
-	return hex.EncodeToString(sum[:])
+	return string(hex.AppendEncode(space[:0], sum[:]))
 }

@@ -59,9 +59,7 @@ func open(e *DomainEvent, p Payload) (Payload, error) {
 	case raw:
 		*e = p.e
 		e.Metadata = maps.Clone(e.Metadata) // options write to it
-		if e.SchemaVersion == 0 {
-			e.SchemaVersion = 1
-		}
+		e.SchemaVersion = p.SchemaVersion()
 		return p, nil
 	case with:
 		inner, err := open(e, p.Payload)

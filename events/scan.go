@@ -8,7 +8,7 @@ import (
 // A small reader of JSON (RFC 8259), because encoding/json is of no use for an
 // envelope: it matches member names case-insensitively, lets the last of two
 // equal members win, and puts U+FFFD in place of a lone surrogate. It is also
-// several times slower at telling whether bytes are JSON. FuzzScan holds it
+// several times slower at telling whether bytes are JSON. FuzzDataRoundTrip holds it
 // against json.Valid.
 //
 // A fault is a clause for an error message; "" means none. The position beside
@@ -51,7 +51,7 @@ func scanValue(b []byte, i, depth int) (end int, fault string) {
 	}
 }
 
-const tooDeep = "arrays and objects nest deeper than 1000 levels"
+const tooDeep = "arrays and objects nest deeper than events.MaxDepth allows"
 
 func scanObject(b []byte, i, depth int) (end int, fault string) {
 	if depth == 0 {

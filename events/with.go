@@ -1,6 +1,7 @@
 package events
 
 import (
+	"cmp"
 	"time"
 
 	"github.com/google/uuid"
@@ -77,7 +78,7 @@ func Raw(e DomainEvent) Payload { return raw{e} }
 type raw struct{ e DomainEvent }
 
 func (r raw) EventType() string   { return r.e.EventType }
-func (r raw) SchemaVersion() int  { return r.e.SchemaVersion }
+func (r raw) SchemaVersion() int  { return cmp.Or(r.e.SchemaVersion, 1) }
 func (r raw) AggregateID() string { return r.e.AggregateID }
 
 // Unwrap takes p out of all the With around it. It is for those who dispatch on
