@@ -1,0 +1,150 @@
+package redisstream
+
+import (
+	"context"
+	"time"
+
+	"github.com/cenkalti/backoff/v5"
+)
+
+// closeGrace is what a handler gets after its context was cancelled, and an
+// acknowledgement that Redis does not take.
+const closeGrace = 2 * time.Second
+
+// An outcome of handing an entry to a handler.
+type handling int
+
+const (
+	acked handling = iota
+	nacked
+	notTaken // nobody took it before we were told to stop, or another consumer has it
+	left     // the handler did not come back in time
+)
+
+// deliver has one entry handled, as often as it takes, and acknowledges it.
+// While that lasts, the entry is kept fresh. One of several that may run at
+// the same time, each with an entry of its own.
+func (s *subscription) deliver(base, reading context.Context, e *entry) {
+	fresh := time.NewTicker(s.of.cfg.MinIdle / 3)
+	defer fresh.Stop()
+	pauses := &backoff.ExponentialBackOff{InitialInterval: s.of.cfg.NackDelay, RandomizationFactor: 0.2,
+		Multiplier: 2, MaxInterval: s.of.cfg.MaxNackDelay}
+	for {
+		switch s.handOver(base, reading, e, fresh.C) {
+		case acked:
+			s.acknowledge(base, reading, e)
+			return
+		case nacked:
+			if e.lost {
+				return
+			}
+			if !s.pause(base, reading, e, fresh.C, pauses.NextBackOff()) {
+				s.release(base, e)
+				return
+			}
+			e.deliveries++
+			s.keep(base, e, e.deliveries)
+			if e.lost {
+				return
+			}
+		case notTaken:
+			s.release(base, e)
+			return
+		case left:
+			s.of.abandoned.Add(1)
+			s.log.Warn("a handler has not come back in time to close; the entry stays pending and is delivered again", "entry", e.id)
+			return
+		}
+	}
+}
+
+// handOver gives the entry to whoever reads the channel, and waits for the answer.
+func (s *subscription) handOver(base, reading context.Context, e *entry, fresh <-chan time.Time) handling {
+	ctx, cancel := context.WithCancelCause(base)
+	defer cancel(nil)
+	msg := s.message(e)
+	msg.SetContext(ctx)
+
+	for taken := false; !taken; {
+		select {
+		case s.out <- msg:
+			taken = true
+		case <-fresh:
+			if s.keep(base, e, nil); e.lost {
+				return notTaken
+			}
+		case <-reading.Done():
+			return notTaken
+		}
+	}
+
+	stopping, patience := reading.Done(), time.Duration(0)
+	deadline := time.NewTimer(time.Hour)
+	deadline.Stop() // until we are told to stop
+	defer deadline.Stop()
+	for {
+		select {
+		case <-msg.Acked():
+			return acked
+		case <-msg.Nacked():
+			return nacked
+		case <-fresh:
+			if s.keep(base, e, nil); e.lost {
+				cancel(ErrLost)
+			}
+		case <-stopping:
+			stopping, patience = nil, s.of.cfg.CloseTimeout
+			deadline.Reset(patience)
+		case <-deadline.C:
+			if patience == 0 {
+				return left
+			}
+			patience = 0
+			cancel(ErrCloseTimeout)
+			deadline.Reset(closeGrace)
+		}
+	}
+}
+
+// pause waits before a nacked entry comes again; false if we are to stop first.
+func (s *subscription) pause(base, reading context.Context, e *entry, fresh <-chan time.Time, d time.Duration) bool {
+	over := time.NewTimer(d)
+	defer over.Stop()
+	for {
+		select {
+		case <-over.C:
+			return true
+		case <-fresh:
+			s.keep(base, e, nil)
+		case <-reading.Done():
+			return false
+		}
+	}
+}
+
+// acknowledge takes the entry off the group's pending list, however long that
+// takes; when we are to stop, for closeGrace only. An entry that another
+// consumer has claimed meanwhile is acknowledged all the same: it has been handled.
+func (s *subscription) acknowledge(base, reading context.Context, e *entry) {
+	var giveUp time.Time
+	for {
+		err := s.call(base, 0, func(ctx context.Context) error {
+			return s.of.cfg.Client.XAck(ctx, s.stream, s.of.cfg.Group, e.id).Err()
+		})
+		if err == nil || isGroupLost(err) {
+			return
+		}
+		if reading.Err() != nil {
+			if giveUp.IsZero() {
+				giveUp = time.Now().Add(closeGrace)
+			}
+			if time.Now().After(giveUp) {
+				s.log.Warn("an entry was handled but could not be acknowledged; it is delivered again", "entry", e.id, "error", err)
+				return
+			}
+			sleep(base, 50*time.Millisecond)
+			continue
+		}
+		s.broken(reading, err)
+	}
+}

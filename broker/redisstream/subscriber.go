@@ -1,0 +1,273 @@
+package redisstream
+
+import (
+	"context"
+	"crypto/rand"
+	"encoding/hex"
+	"errors"
+	"fmt"
+	"log/slog"
+	"os"
+	"strconv"
+	"sync"
+	"sync/atomic"
+	"time"
+
+	"github.com/ThreeDotsLabs/watermill/message"
+	"github.com/redis/go-redis/v9"
+)
+
+var _ message.Subscriber = (*Subscriber)(nil)
+
+// Subscriber reads Redis streams as a member of a consumer group. Safe for use
+// by several goroutines.
+type Subscriber struct {
+	cfg       SubscriberConfig // with the defaults filled in
+	ownName   bool             // the consumer's name is ours: nobody will take it up again
+	abandoned atomic.Int64     // entries that a handler still held when its time to close was over
+	missing   atomic.Int64     // entries that were deleted before they were handled
+
+	mu     sync.Mutex
+	closed bool
+	subs   map[*subscription]context.CancelFunc // stops reading
+	live   sync.WaitGroup
+}
+
+// SubscriberConfig: Client and Group are required.
+type SubscriberConfig struct {
+	// Client is a go-redis v9 client; it stays the caller's to close. Every
+	// Subscribe holds one connection of its pool while it waits for entries, and
+	// needs another one now and then: PoolSize must allow for both.
+	Client redis.UniversalClient
+
+	// Group names the consumer group: all who share the work of one stream. Every
+	// group gets every entry.
+	Group string
+
+	// Consumer names this member of the group. Give it a name that the process
+	// has again after a restart, and that no other living process has: what it had
+	// in hand when it died is then delivered first, at once and in order. Without
+	// one a fresh name is made, and another consumer takes over after MinIdle. The
+	// second Subscribe to the same topic is Consumer + "/2", and so on.
+	Consumer string
+
+	// Start is where a group that does not exist yet begins. Defaults to
+	// FromBeginning, so that nothing is missed.
+	Start Start
+
+	// MinIdle is how long a consumer must have been silent about an entry before
+	// another one claims it. Handlers may take longer: what they hold is kept fresh
+	// at a third of it. Defaults to 60 s; the same for all consumers of a group.
+	MinIdle time.Duration
+
+	// ClaimInterval is how often we look for such entries. Defaults to a quarter of MinIdle.
+	ClaimInterval time.Duration
+
+	// NackDelay is the pause before an entry that was nacked is handed over again,
+	// to the same consumer and before any other; it doubles with every further
+	// nack up to MaxNackDelay. Default to 100 ms and 30 s.
+	NackDelay    time.Duration
+	MaxNackDelay time.Duration
+
+	// CloseTimeout is how long Close, or the end of Subscribe's context, waits for
+	// the handler in flight before it cancels the message's context. Defaults to 30 s.
+	CloseTimeout time.Duration
+
+	// Logger is told what a person on call wants to know: once when reading breaks
+	// and once when it resumes, entries that were lost. Never payloads. Defaults to
+	// slog.Default().
+	Logger *slog.Logger
+}
+
+// Start is where a new consumer group begins to read.
+type Start int
+
+const (
+	// FromBeginning: with the first entry of the stream.
+	FromBeginning Start = iota
+	// FromNow: with what is added after the group was created. Everything before is never handled.
+	FromNow
+)
+
+func (s Start) String() string {
+	switch s {
+	case FromBeginning:
+		return "from beginning"
+	case FromNow:
+		return "from now"
+	}
+	return "Start(" + strconv.Itoa(int(s)) + ")"
+}
+
+const (
+	defaultMinIdle      = 60 * time.Second
+	defaultNackDelay    = 100 * time.Millisecond
+	defaultMaxNackDelay = 30 * time.Second
+	defaultCloseTimeout = 30 * time.Second
+
+	// minMinIdle: below it a garbage collection or a slow network would look like death.
+	minMinIdle = 100 * time.Millisecond
+
+	// answerTimeout bounds every call to Redis beyond what it waits for on purpose.
+	answerTimeout = 5 * time.Second
+)
+
+// NewSubscriber checks the configuration, connects to nothing, and starts no
+// goroutine. The error wraps ErrConfig and names every fault.
+func NewSubscriber(cfg SubscriberConfig) (*Subscriber, error) {
+	faults := clientFaults(cfg.Client)
+	if cfg.Group == "" {
+		faults = append(faults, errors.New("Group is empty: name who reads, for example the service; "+
+			"without a group nobody remembers what was handled"))
+	}
+	if cfg.Start != FromBeginning && cfg.Start != FromNow {
+		faults = append(faults, fmt.Errorf("Start is %d: give FromBeginning or FromNow", cfg.Start))
+	}
+	orDefault(&cfg.MinIdle, defaultMinIdle)
+	orDefault(&cfg.ClaimInterval, max(cfg.MinIdle/4, time.Millisecond))
+	orDefault(&cfg.NackDelay, defaultNackDelay)
+	orDefault(&cfg.MaxNackDelay, max(defaultMaxNackDelay, cfg.NackDelay))
+	orDefault(&cfg.CloseTimeout, defaultCloseTimeout)
+	for _, d := range []struct {
+		name         string
+		value, least time.Duration
+	}{
+		{"MinIdle", cfg.MinIdle, minMinIdle},
+		{"ClaimInterval", cfg.ClaimInterval, time.Millisecond},
+		{"NackDelay", cfg.NackDelay, time.Millisecond},
+		{"MaxNackDelay", cfg.MaxNackDelay, cfg.NackDelay},
+		{"CloseTimeout", cfg.CloseTimeout, time.Millisecond},
+	} {
+		if d.value < d.least {
+			faults = append(faults, fmt.Errorf("%s is %s: give at least %s, or 0 for the default", d.name, d.value, d.least))
+		}
+	}
+	if len(faults) > 0 {
+		return nil, fmt.Errorf("%w: SubscriberConfig: %w", ErrConfig, errors.Join(faults...))
+	}
+	s := &Subscriber{subs: make(map[*subscription]context.CancelFunc)}
+	if cfg.Consumer == "" {
+		s.ownName, cfg.Consumer = true, freshName()
+	}
+	if cfg.Logger == nil {
+		cfg.Logger = slog.Default()
+	}
+	s.cfg = cfg
+	return s, nil
+}
+
+func orDefault(d *time.Duration, value time.Duration) {
+	if *d == 0 {
+		*d = value
+	}
+}
+
+func freshName() string {
+	host, err := os.Hostname()
+	if err != nil {
+		host = "unknown-host"
+	}
+	var unique [6]byte
+	rand.Read(unique[:])
+	return host + "-" + strconv.Itoa(os.Getpid()) + "-" + hex.EncodeToString(unique[:])
+}
+
+// Subscribe joins the group on the stream named topic, creating both if need
+// be, and hands over its entries, one at a time: the next one after the last
+// was acked. A message that is nacked comes again after a pause. Every message
+// has a context of its own, with the values of ctx, cancelled when the message
+// is settled, when another consumer has claimed it (ErrLost), or when closing
+// has taken too long. Metadata says the delivery count, the stream and the
+// entry id; an entry that cannot be read comes with HeaderUndecodable.
+//
+// The end of ctx stops this subscription as Close would. The channel is closed
+// when the last message is settled. Errors: ErrClosed, or what Redis or the
+// network answered; once Subscribe has returned, it goes on through any trouble.
+func (s *Subscriber) Subscribe(ctx context.Context, topic string) (<-chan *message.Message, error) {
+	if topic == "" {
+		return nil, errors.New("subscribe: the topic is empty; name the stream")
+	}
+	reading, stop := context.WithCancel(ctx)
+	sub, err := s.join(topic, stop)
+	if err != nil {
+		stop()
+		return nil, fmt.Errorf("subscribe to stream %q: %w", topic, err)
+	}
+	if err := sub.start(reading); err != nil {
+		s.leave(sub)
+		return nil, fmt.Errorf("subscribe to stream %q in group %q: %w", topic, s.cfg.Group, err)
+	}
+	base := context.WithoutCancel(ctx)
+	go func() {
+		defer s.leave(sub)
+		defer close(sub.out)
+		sub.run(base, reading)
+	}()
+	return sub.out, nil
+}
+
+// join gives a subscription the lowest consumer name that no other one of this
+// Subscriber has on that stream, so that they don't take each other's entries
+// for their own from before a restart.
+func (s *Subscriber) join(topic string, stop context.CancelFunc) (*subscription, error) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	if s.closed {
+		return nil, ErrClosed
+	}
+	taken := make(map[string]bool)
+	for other := range s.subs {
+		if other.stream == topic {
+			taken[other.consumer] = true
+		}
+	}
+	name := s.cfg.Consumer
+	for n := 2; taken[name]; n++ {
+		name = s.cfg.Consumer + "/" + strconv.Itoa(n)
+	}
+	sub := newSubscription(s, topic, name)
+	s.subs[sub] = stop
+	s.live.Add(1)
+	return sub, nil
+}
+
+func (s *Subscriber) leave(sub *subscription) {
+	s.mu.Lock()
+	stop := s.subs[sub]
+	delete(s.subs, sub)
+	s.mu.Unlock()
+	stop()
+	s.live.Done()
+}
+
+// Close stops reading, waits for the handlers in flight and acknowledges what
+// they have done, and returns when all channels are closed. A handler that
+// takes longer than CloseTimeout has its context cancelled; what it held stays
+// pending and is delivered again: Close then returns ErrCloseTimeout. The
+// client stays open. Close may be called more than once, and at any time.
+func (s *Subscriber) Close() error {
+	s.mu.Lock()
+	s.closed = true
+	for _, stop := range s.subs {
+		stop()
+	}
+	s.mu.Unlock()
+
+	done := make(chan struct{})
+	go func() {
+		s.live.Wait()
+		close(done)
+	}()
+	patience := time.NewTimer(s.cfg.CloseTimeout + closeGrace + 2*answerTimeout)
+	defer patience.Stop()
+	select {
+	case <-done:
+	case <-patience.C:
+		return fmt.Errorf("%w for a connection that does not answer", ErrCloseTimeout)
+	}
+	if n := s.abandoned.Load(); n > 0 {
+		return fmt.Errorf("%w for %d handlers after %s; give SubscriberConfig.CloseTimeout more, or let them heed their context",
+			ErrCloseTimeout, n, s.cfg.CloseTimeout)
+	}
+	return nil
+}
