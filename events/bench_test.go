@@ -2,6 +2,7 @@ package events
 
 import (
 	"context"
+	"encoding/json"
 	"strings"
 	"testing"
 	"time"
@@ -96,6 +97,23 @@ func BenchmarkDecode(b *testing.B) {
 			}
 		})
 	}
+}
+
+// The reader of scan.go beside encoding/json's.
+func BenchmarkScan(b *testing.B) {
+	data := sampleEvent().Data
+	b.Run("scanValue", func(b *testing.B) {
+		b.SetBytes(int64(len(data)))
+		for b.Loop() {
+			scanValue(data, 0, MaxDepth)
+		}
+	})
+	b.Run("json.Valid", func(b *testing.B) {
+		b.SetBytes(int64(len(data)))
+		for b.Loop() {
+			json.Valid(data)
+		}
+	})
 }
 
 func BenchmarkTyped(b *testing.B) {

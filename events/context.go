@@ -19,7 +19,7 @@ type chainKey struct{}
 // call it; handlers only have to pass their context on.
 func ContextHandling(ctx context.Context, e DomainEvent) context.Context {
 	c := chain{correlation: e.CorrelationID, causation: e.EventID}
-	if c.correlation == "" {
+	if c.correlation == "" && e.EventID != uuid.Nil {
 		c.correlation = e.EventID.String() // the root of its chain
 	}
 	return context.WithValue(ctx, chainKey{}, c)

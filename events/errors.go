@@ -132,10 +132,15 @@ func name(eventType string, id uuid.UUID) string {
 	return b.String()
 }
 
-// clip makes text from outside safe for one line of a log: short, and quoted
+// clip makes a name from outside safe for one line of a log: short, and quoted
 // where it is not plain.
-func clip(s string) string {
-	const most = 64
+func clip(s string) string { return clipTo(64, s) }
+
+// clipCause does so for what an error or a panic said. It survives a value whose
+// Error method panics, as fmt does.
+func clipCause(v any) string { return clipTo(300, fmt.Sprint(v)) }
+
+func clipTo(most int, s string) string {
 	short := s
 	if len(s) > most {
 		cut := most

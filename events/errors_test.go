@@ -56,7 +56,7 @@ func TestErrorTexts(t *testing.T) {
 		{long.Validate(), "events: cannot validate event order.placed 01890a5d-ac96-774b-bcce-b302099a8057: aggregate_id is 300 bytes long and the limit is 255: use a shorter id, for instance a hash of the long one"},
 		{e.CheckSize(300_000, 0), "events: event order.placed 01890a5d-ac96-774b-bcce-b302099a8057 takes 300000 bytes and the limit is 262144: keep the bulk elsewhere and publish a reference to it"},
 		{second(New(t.Context(), nil)), "events: cannot build an event from a payload of type nil: there is none: pass a value that implements events.Payload"},
-		{second(Decode(nil)), "events: cannot decode an event of unknown type and id: document is not valid JSON: at byte 0 an object should begin"},
+		{second(Decode(nil)), "events: cannot decode an event of unknown type and id: document is not valid JSON: at byte 0 of the document an object should begin; something cut or changed it on its way, or another program wrote it"},
 	} {
 		if !strings.HasPrefix(c.err.Error(), c.want) {
 			t.Errorf("got  %s\nwant %s", c.err, c.want)

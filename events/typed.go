@@ -65,11 +65,11 @@ func decodeData[T any](data json.RawMessage, into *T) error {
 func explain(err error) string {
 	var mistyped *json.UnmarshalTypeError
 	if errors.As(err, &mistyped) {
-		where := mistyped.Field
-		if where == "" {
-			where = "the value"
+		where := "the value"
+		if mistyped.Field != "" {
+			where = clip(mistyped.Field)
 		}
-		return fmt.Sprintf("%s cannot go into a %s, at byte %d", clip(where), mistyped.Type, mistyped.Offset)
+		return fmt.Sprintf("%s cannot go into %s, at byte %d", where, mistyped.Type, mistyped.Offset)
 	}
-	return clip(err.Error())
+	return clipCause(err)
 }

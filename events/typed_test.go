@@ -75,9 +75,9 @@ func TestTypedRefusesAnotherTypeOrVersion(t *testing.T) {
 
 func TestTypedRefusesDataThatDoesNotFit(t *testing.T) {
 	for _, c := range []struct{ name, data, says string }{
-		{"a text for a number", `{"total_cents":"4711-secret"}`, "total_cents cannot go into a int64"},
-		{"a number too large", `{"total_cents":471147114711471147114711}`, "total_cents cannot go into a int64"},
-		{"an array", `[4711]`, "the value cannot go into a events.order"},
+		{"a text for a number", `{"total_cents":"4711-secret"}`, "total_cents cannot go into int64"},
+		{"a number too large", `{"total_cents":471147114711471147114711}`, "total_cents cannot go into int64"},
+		{"an array", `[4711]`, "the value cannot go into events.order"},
 		{"null", `null`, "null"},
 		{"not JSON", `{`, "JSON"},
 	} {
