@@ -19,9 +19,9 @@ import (
 // back, byte for byte, at the end of the document.
 //
 // What Encode would refuse is refused, and so are two members of one name, a
-// name or text with half a surrogate pair, and anything behind the document: with an
-// *[InvalidEventError], or over HardMaxDocumentBytes a *[TooLargeError]. It
-// never panics.
+// name or text with half a surrogate pair, and anything behind the document:
+// with an *[InvalidEventError], or over HardMaxDocumentBytes a *[TooLargeError].
+// It never panics.
 func Decode(document []byte) (DomainEvent, error) {
 	if len(document) > HardMaxDocumentBytes {
 		return DomainEvent{}, &TooLargeError{Size: len(document), Limit: HardMaxDocumentBytes}
@@ -42,7 +42,7 @@ func Decode(document []byte) (DomainEvent, error) {
 			return DomainEvent{}, err
 		}
 	}
-	// The data has been checked on the way, all but the text in between.
+	// The data was checked while it was read.
 	if err := d.e.checkEnvelope("decode"); err != nil {
 		return DomainEvent{}, err
 	}
@@ -271,13 +271,13 @@ func shaped(s []byte, shape string) bool {
 }
 
 func (d *decoder) version(value []byte) bool {
-	d.versioned = true
+	n := int64(0)
 	for _, c := range value {
-		if !isDigit(c) || d.e.SchemaVersion > MaxSchemaVersion {
+		if n = n*10 + int64(c-'0'); !isDigit(c) || n > MaxSchemaVersion {
 			return d.fail("schema_version", "is not a whole number from 1 to 2147483647: correct the writer")
 		}
-		d.e.SchemaVersion = d.e.SchemaVersion*10 + int(c-'0')
 	}
+	d.e.SchemaVersion, d.versioned = int(n), true
 	return true
 }
 

@@ -97,7 +97,8 @@ func TestDecodeRefuses(t *testing.T) {
 		{"version -1", plus(`"schema_version":-1,"data":1`), "schema_version", "whole number"},
 		{"version 1.0", plus(`"schema_version":1.0,"data":1`), "schema_version", "whole number"},
 		{"version 1e0", plus(`"schema_version":1e0,"data":1`), "schema_version", "whole number"},
-		{"version 2147483648", plus(`"schema_version":2147483648,"data":1`), "schema_version", "outside"},
+		{"version 2147483648", plus(`"schema_version":2147483648,"data":1`), "schema_version", "whole number"},
+		{"version true", plus(`"schema_version":true,"data":1`), "schema_version", "whole number"},
 		{"version huge", plus(`"schema_version":` + strings.Repeat("9", 400) + `,"data":1`), "schema_version", "whole number"},
 		{"version a string", plus(`"schema_version":"1","data":1`), "schema_version", "whole number"},
 

@@ -121,10 +121,21 @@ func scanName(b []byte, i int) (value, nameEnd int, fault string) {
 	return skipSpace(b, i+1), nameEnd, ""
 }
 
+// verbatim tells which bytes stand for themselves in a string.
+var verbatim = func() (table [256]bool) {
+	for c := range table {
+		table[c] = c >= ' ' && c != '"' && c != '\\'
+	}
+	return table
+}()
+
 // scanString finds the end of the string whose opening quote is b[i], and
 // whether there is a backslash in it.
 func scanString(b []byte, i int) (end int, escaped bool, fault string) {
 	for i++; i < len(b); i++ {
+		if verbatim[b[i]] {
+			continue
+		}
 		switch c := b[i]; {
 		case c == '"':
 			return i + 1, escaped, ""
