@@ -8,8 +8,10 @@ import (
 )
 
 // closeGrace is what a handler gets after its context was cancelled, and an
-// acknowledgement that Redis does not take.
+// acknowledgement that Redis does not take; never more than CloseTimeout.
 const closeGrace = 2 * time.Second
+
+func (s *subscription) grace() time.Duration { return min(closeGrace, s.of.cfg.CloseTimeout) }
 
 // An outcome of handing an entry to a handler.
 type handling int
@@ -101,7 +103,7 @@ func (s *subscription) handOver(base, reading context.Context, e *entry, fresh <
 			}
 			patience = 0
 			cancel(ErrCloseTimeout)
-			deadline.Reset(closeGrace)
+			deadline.Reset(s.grace())
 		}
 	}
 }
@@ -123,7 +125,7 @@ func (s *subscription) pause(base, reading context.Context, e *entry, fresh <-ch
 }
 
 // acknowledge takes the entry off the group's pending list, however long that
-// takes; when we are to stop, for closeGrace only. An entry that another
+// takes; when we are to stop, for a little while only. An entry that another
 // consumer has claimed meanwhile is acknowledged all the same: it has been handled.
 func (s *subscription) acknowledge(base, reading context.Context, e *entry) {
 	var giveUp time.Time
@@ -136,7 +138,7 @@ func (s *subscription) acknowledge(base, reading context.Context, e *entry) {
 		}
 		if reading.Err() != nil {
 			if giveUp.IsZero() {
-				giveUp = time.Now().Add(closeGrace)
+				giveUp = time.Now().Add(s.grace())
 			}
 			if time.Now().After(giveUp) {
 				s.log.Warn("an entry was handled but could not be acknowledged; it is delivered again", "entry", e.id, "error", err)

@@ -60,7 +60,7 @@ func (s relayMessages) id(i int) string      { return s[i].EventID.String() }
 func (s relayMessages) payload(i int) []byte { return s[i].Payload }
 
 func (s relayMessages) size(i int) int {
-	const numbers = 11 + 20 // the schema version and the log id, in digits at most
+	const numbers = 20 + 1 + 20 // the schema version, a slash and the log id, with digits and sign at most
 	m := s[i]
 	n := len(m.Payload) + numbers + len(m.EventType) + len(m.Key) + len(m.ContentType) + len(m.Source) +
 		len(events.HeaderEventType) + len(events.HeaderSchemaVersion) + len(events.HeaderPartitionKey) +
