@@ -1,0 +1,255 @@
+package outbox
+
+import (
+	"context"
+	"errors"
+	"fmt"
+
+	"github.com/google/uuid"
+	"github.com/jackc/pgx/v5"
+	"github.com/jackc/pgx/v5/pgconn"
+)
+
+// slotRange is the part of the keys that a position covers. Both ends belong to it.
+type slotRange struct{ from, to int16 }
+
+var allSlots = slotRange{0, Slots - 1}
+
+// chain is the position of one relay over one slot range, as its holder sees it: a
+// row per step, each built on the one before. Writing link n+1 takes having seen
+// link n, so nobody writes on top of what they have not seen: not a former holder
+// that wakes up, and not the holder itself after a commit whose reply was lost,
+// because the insert of the same link waits for that transaction to end.
+//
+// It is used by one goroutine. After any error it must be loaded again.
+type chain struct {
+	db     *database
+	relay  string
+	slots  slotRange
+	holder uuid.UUID
+	pos    position
+
+	// fresh is the sequence's position as read in the transaction that finished the
+	// latest round, before that drew its xid: the next round's L'. It spares the
+	// next round a transaction, and is gone with the first error.
+	fresh   int64
+	isFresh bool
+
+	insertSQL string
+	startSQL  string
+	lastIDSQL string
+	loadSQL   string
+	pruneSQL  string
+	pruned    int64 // links below are gone
+}
+
+// StartAt is where a relay of a new name begins.
+type StartAt uint8
+
+const (
+	// FromBeginning publishes everything the log holds. The default.
+	FromBeginning StartAt = iota
+	// FromNow publishes what is committed from the first Run on.
+	FromNow
+)
+
+func newChain(db *database, relay string, slots slotRange, holder uuid.UUID) *chain {
+	link, seq := db.table("relay_link"), quoteLiteral(db.table("outbox_id"))
+	return &chain{
+		db: db, relay: relay, slots: slots, holder: holder,
+
+		// pg_sequence_last_value, not SELECT last_value: that reads the page without
+		// its lock and may see up to 32 too much, which loses rows. NULL: never called.
+		lastIDSQL: `SELECT coalesce(pg_sequence_last_value(` + seq + `::regclass), 0)`,
+
+		insertSQL: `INSERT INTO ` + link + ` (relay, slot_from, slot_to, n, holder, round, last_id) VALUES ($1, $2, $3, $4, $5::uuid, $6, $7)`,
+
+		// T and U in one statement, whose snapshot precedes the function's read.
+		startSQL: `INSERT INTO ` + link + ` (relay, slot_from, slot_to, n, holder, round, last_id,
+				prev_snapshot, prev_id, snapshot, seen_id, upper_id, system_identifier, timeline)
+			SELECT $1, $2, $3, $4, $5::uuid, $4, CASE WHEN $6 THEN u ELSE 0 END,
+				$7::text::pg_snapshot, $8, t, $9, u, sys, line
+			FROM (SELECT pg_current_snapshot() AS t, coalesce(pg_sequence_last_value(` + seq + `::regclass), 0) AS u,
+				(SELECT system_identifier FROM pg_control_system()) AS sys,
+				substr(pg_walfile_name(pg_current_wal_lsn()), 1, 8) AS line) AS now
+			RETURNING snapshot::text, upper_id`,
+
+		// The latest link, and the one that started its round.
+		loadSQL: `SELECT a.n, a.last_id, b.n, b.prev_snapshot::text, b.prev_id, b.snapshot::text, b.seen_id, b.upper_id
+			FROM (SELECT n, last_id, round FROM ` + link + ` WHERE relay = $1 AND slot_from = $2 AND slot_to = $3 ORDER BY n DESC LIMIT 1) AS a
+			JOIN ` + link + ` AS b ON b.relay = $1 AND b.slot_from = $2 AND b.slot_to = $3 AND b.n = a.round`,
+
+		pruneSQL: `DELETE FROM ` + link + ` WHERE relay = $1 AND slot_from = $2 AND slot_to = $3 AND n >= $4 AND n < $5`,
+	}
+}
+
+// load reads the latest link. found is false for a relay that has never run.
+func (c *chain) load(ctx context.Context) (found bool, err error) {
+	ctx, cancel := context.WithTimeout(ctx, c.db.timeout)
+	defer cancel()
+	c.isFresh = false
+	var prev, snap string
+	p := position{}
+	err = c.db.pool.QueryRow(ctx, c.loadSQL, c.relay, c.slots.from, c.slots.to).
+		Scan(&p.n, &p.lastID, &p.round.n, &prev, &p.round.prevID, &snap, &p.round.seenID, &p.round.upper)
+	switch {
+	case errors.Is(err, pgx.ErrNoRows):
+		c.pos = position{round: firstRound()}
+		return false, nil
+	case err != nil:
+		return false, fmt.Errorf("load the position of relay %q: %w", c.relay, explain(c.db.schema, err))
+	}
+	if p.round.prev, err = parseSnapshot(prev); err != nil {
+		return false, fmt.Errorf("load the position of relay %q: %w", c.relay, err)
+	}
+	if p.round.snap, err = parseSnapshot(snap); err != nil {
+		return false, fmt.Errorf("load the position of relay %q: %w", c.relay, err)
+	}
+	c.pos = p
+	return true, nil
+}
+
+// create writes the first link of a relay that has never run: a finished round
+// that has seen nothing, or everything up to now.
+func (c *chain) create(ctx context.Context, from StartAt) error {
+	if from == FromNow {
+		var seen int64
+		if err := c.write(ctx, true, c.readLastID(&seen), c.firstLink()); err != nil {
+			return err
+		}
+		c.pos.n = 1
+		return c.begin(ctx, seen, true)
+	}
+	if err := c.write(ctx, true, c.firstLink()); err != nil {
+		return err
+	}
+	c.pos.n = 1
+	return nil
+}
+
+func (c *chain) firstLink() statement {
+	return statement{sql: `INSERT INTO ` + c.db.table("relay_link") + ` (relay, slot_from, slot_to, n, holder, round, last_id,
+			prev_snapshot, prev_id, snapshot, seen_id, upper_id)
+			VALUES ($1, $2, $3, 1, $4::uuid, 1, 0, '1:1:', 0, '1:1:', 0, 0)`,
+		args: []any{c.relay, c.slots.from, c.slots.to, c.holder.String()}, rows: 1}
+}
+
+// advance writes the next link, to lastID of the present round, together with
+// what else happens at this step. Only a link that moves nothing but lastID may
+// be written without durability: a crash of the server then repeats a little more.
+func (c *chain) advance(ctx context.Context, lastID int64, durable bool, also ...statement) error {
+	if err := c.write(ctx, durable, append(also, c.link(lastID))...); err != nil {
+		return err
+	}
+	c.pos.n++
+	c.pos.lastID = lastID
+	return nil
+}
+
+// finish writes the round's last link and reads, before its transaction has an
+// xid, what the next round will need as L'.
+func (c *chain) finish(ctx context.Context, also ...statement) error {
+	var seen int64
+	steps := append([]statement{c.readLastID(&seen)}, also...)
+	if err := c.write(ctx, true, append(steps, c.link(c.pos.round.upper))...); err != nil {
+		return err
+	}
+	c.pos.n++
+	c.pos.lastID = c.pos.round.upper
+	c.fresh, c.isFresh = seen, true
+	return nil
+}
+
+// start begins the next round: all the log has now that the finished one had not
+// seen. lastID is the sequence's position as last seen by anybody: if L' is at
+// hand but lies far behind it, the round after would read all in between again.
+func (c *chain) start(ctx context.Context, lastID int64) error {
+	const farBehind = 1000
+	if !c.isFresh || lastID-c.fresh > farBehind {
+		if err := c.refresh(ctx); err != nil {
+			return err
+		}
+	}
+	return c.begin(ctx, c.fresh, false)
+}
+
+// refresh is steps 1 and 2 of a round: read L' without an xid, then draw one,
+// write, commit.
+func (c *chain) refresh(ctx context.Context) error {
+	var seen int64
+	if err := c.write(ctx, true, c.readLastID(&seen), c.link(c.pos.lastID)); err != nil {
+		return err
+	}
+	c.pos.n++
+	c.fresh, c.isFresh = seen, true
+	return nil
+}
+
+// begin is steps 3 and 4: T and U, and the link that holds them.
+func (c *chain) begin(ctx context.Context, seen int64, finished bool) error {
+	p := c.pos
+	next := round{n: p.n + 1, prev: p.round.snap, prevID: p.round.seenID, seenID: seen}
+	var snap string
+	err := c.write(ctx, true, statement{sql: c.startSQL,
+		args: []any{c.relay, c.slots.from, c.slots.to, next.n, c.holder.String(), finished, next.prev.text, next.prevID, next.seenID},
+		scan: func(row pgx.Row) error { return row.Scan(&snap, &next.upper) }})
+	if err != nil {
+		return err
+	}
+	if next.snap, err = parseSnapshot(snap); err != nil {
+		return err
+	}
+	c.isFresh = false
+	c.pos = position{n: next.n, round: next}
+	if finished {
+		c.pos.lastID = next.upper
+	}
+	return nil
+}
+
+func (c *chain) link(lastID int64) statement {
+	return statement{sql: c.insertSQL, rows: 1,
+		args: []any{c.relay, c.slots.from, c.slots.to, c.pos.n + 1, c.holder.String(), c.pos.round.n, lastID}}
+}
+
+func (c *chain) readLastID(into *int64) statement {
+	return statement{sql: c.lastIDSQL, scan: func(row pgx.Row) error { return row.Scan(into) }}
+}
+
+// write runs one transaction that holds a link.
+func (c *chain) write(ctx context.Context, durable bool, steps ...statement) error {
+	err := c.db.write(ctx, durable, steps...)
+	if err != nil {
+		c.isFresh = false
+	}
+	var pg *pgconn.PgError
+	if errors.As(err, &pg) && pg.Code == codeUniqueViolation && pg.ConstraintName == "relay_link_pkey" {
+		return fmt.Errorf("link %d of relay %q: %w: %w", c.pos.n+1, c.relay, errFenced, err)
+	}
+	if err != nil {
+		return fmt.Errorf("link %d of relay %q: %w", c.pos.n+1, c.relay, explain(c.db.schema, err))
+	}
+	return nil
+}
+
+// Links are pruned in ranges with a remembered lower bound, or each prune would
+// walk the dead entries of those before.
+const (
+	keepLinks  = 200
+	pruneEvery = 2000
+)
+
+// prune removes links that no position rests on any more.
+func (c *chain) prune(ctx context.Context) error {
+	below := min(c.pos.round.n, c.pos.n-keepLinks)
+	if below-c.pruned < pruneEvery {
+		return nil
+	}
+	ctx, cancel := context.WithTimeout(ctx, c.db.timeout)
+	defer cancel()
+	if _, err := c.db.pool.Exec(ctx, c.pruneSQL, c.relay, c.slots.from, c.slots.to, c.pruned, below); err != nil {
+		return fmt.Errorf("prune the links of relay %q below %d: %w", c.relay, below, err)
+	}
+	c.pruned = below
+	return nil
+}

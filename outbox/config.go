@@ -1,0 +1,152 @@
+package outbox
+
+import (
+	"errors"
+	"fmt"
+	"log/slog"
+	"regexp"
+	"time"
+
+	"github.com/postbus/postbus/migrations"
+)
+
+// Policy says what becomes of a key when one of its events is given up.
+type Policy uint8
+
+const (
+	// BlockKey keeps the key's later events waiting until a person replays or
+	// discards the one that was given up: order is kept. The default.
+	BlockKey Policy = iota
+	// SkipKey lets the key go on. A later replay of the event is then out of order,
+	// and carries the header events.HeaderReplayed.
+	SkipKey
+)
+
+// RetryConfig says how an event that the broker refuses for now is tried again:
+// exponential backoff with jitter.
+type RetryConfig struct {
+	Initial     time.Duration // before the second attempt. Defaults to 100 ms.
+	Max         time.Duration // between any two. Defaults to 1 minute.
+	Multiplier  float64       // Defaults to 2.
+	MaxAttempts int           // after which the event is given up. Defaults to 20: about a quarter of an hour.
+}
+
+// RelayConfig configures a Relay. Only Name has no default.
+type RelayConfig struct {
+	// Name identifies the relay's position. Processes that run a relay of one name
+	// share the work by turns: one is active, the others stand by.
+	Name string
+	// Schema holds the tables. Defaults to migrations.DefaultSchema.
+	Schema string
+	// StartAt is where a name that has never run begins. Defaults to FromBeginning.
+	StartAt StartAt
+	// Policy defaults to BlockKey.
+	Policy Policy
+	// Retry of an event that is refused for now.
+	Retry RetryConfig
+
+	// Lanes is how many calls to the publisher may be under way at once. Defaults
+	// to 8 for a publisher with a batch call, else to 64.
+	Lanes int
+	// Batch is how many events go into one call at most. Defaults to 1,000.
+	Batch int
+	// BatchBytes bounds a call's payloads. Defaults to 4 MiB.
+	BatchBytes int
+	// Window bounds the events between the log and the last committed link: what a
+	// crash or a takeover may publish twice. Defaults to 10,000.
+	Window int
+	// WindowBytes bounds their payloads, and so the relay's memory. Defaults to 32 MiB.
+	WindowBytes int
+
+	// Lease is how long a crashed holder keeps the others waiting, and more than
+	// any pause of a healthy process. Defaults to 10 s, at least 300 ms.
+	Lease time.Duration
+	// PublishTimeout bounds one call to the publisher; what is left of the lease
+	// bounds it too. Defaults to half the lease.
+	PublishTimeout time.Duration
+	// DrainTimeout is what calls under way get to come back when Run is cancelled.
+	// Defaults to 5 s.
+	DrainTimeout time.Duration
+	// PollInterval is how long an idle relay sleeps at most; a commit through this
+	// process wakes it at once. Defaults to 1 s.
+	PollInterval time.Duration
+	// DatabaseTimeout bounds one call to the database. Defaults to 10 s.
+	DatabaseTimeout time.Duration
+
+	// Logger defaults to slog.Default(). Payloads are never logged.
+	Logger *slog.Logger
+}
+
+var relayName = regexp.MustCompile(`^[a-z0-9][a-z0-9._-]{0,99}$`)
+
+// withDefaults fills in what is zero and reports all that is wrong.
+func (c RelayConfig) withDefaults(batches bool) (RelayConfig, error) {
+	var faults []error
+	fault := func(format string, args ...any) { faults = append(faults, fmt.Errorf(format, args...)) }
+
+	if !relayName.MatchString(c.Name) {
+		fault("RelayConfig.Name is %.120q: give it 1 to 100 lower-case letters, digits, dots, dashes or underscores, for example \"kafka\"; it names the position for ever", c.Name)
+	}
+	if c.Schema == "" {
+		c.Schema = migrations.DefaultSchema
+	}
+	if err := migrations.CheckSchema(c.Schema); err != nil {
+		fault("RelayConfig.Schema: %w", err)
+	}
+	if c.StartAt > FromNow {
+		fault("RelayConfig.StartAt is %d: use FromBeginning or FromNow", c.StartAt)
+	}
+	if c.Policy > SkipKey {
+		fault("RelayConfig.Policy is %d: use BlockKey or SkipKey", c.Policy)
+	}
+	lanes := 64
+	if batches {
+		lanes = 8
+	}
+	number := func(name string, v *int, def, most int) {
+		if *v == 0 {
+			*v = def
+		}
+		if *v < 1 || *v > most {
+			fault("RelayConfig.%s is %d: use 1 to %d, or 0 for the default of %d", name, *v, most, def)
+		}
+	}
+	number("Lanes", &c.Lanes, lanes, 1024)
+	number("Batch", &c.Batch, 1000, 100_000)
+	number("BatchBytes", &c.BatchBytes, 4<<20, 1<<30)
+	number("Window", &c.Window, 10_000, 1_000_000)
+	number("WindowBytes", &c.WindowBytes, 32<<20, 1<<30)
+	number("Retry.MaxAttempts", &c.Retry.MaxAttempts, 20, 1_000_000)
+
+	span := func(name string, v *time.Duration, def, least time.Duration) {
+		if *v == 0 {
+			*v = def
+		}
+		if *v < least {
+			fault("RelayConfig.%s is %s: use at least %s, or 0 for the default of %s", name, *v, least, def)
+		}
+	}
+	span("Lease", &c.Lease, 10*time.Second, 300*time.Millisecond)
+	span("PublishTimeout", &c.PublishTimeout, c.Lease/2, time.Millisecond)
+	span("DrainTimeout", &c.DrainTimeout, 5*time.Second, time.Millisecond)
+	span("PollInterval", &c.PollInterval, time.Second, 10*time.Millisecond)
+	span("DatabaseTimeout", &c.DatabaseTimeout, 10*time.Second, 100*time.Millisecond)
+	span("Retry.Initial", &c.Retry.Initial, 100*time.Millisecond, time.Millisecond)
+	span("Retry.Max", &c.Retry.Max, max(time.Minute, c.Retry.Initial), c.Retry.Initial)
+	if c.PublishTimeout >= c.Lease {
+		fault("RelayConfig.PublishTimeout is %s, the lease %s: a call must end while the lease lasts, so use less than the lease", c.PublishTimeout, c.Lease)
+	}
+	if c.Retry.Multiplier == 0 {
+		c.Retry.Multiplier = 2
+	}
+	if !(c.Retry.Multiplier >= 1 && c.Retry.Multiplier <= 100) {
+		fault("RelayConfig.Retry.Multiplier is %v: use 1 to 100, or 0 for the default of 2", c.Retry.Multiplier)
+	}
+	if c.Logger == nil {
+		c.Logger = slog.Default()
+	}
+	if len(faults) > 0 {
+		return c, fmt.Errorf("%w: %w", ErrInvalidConfig, errors.Join(faults...))
+	}
+	return c, nil
+}

@@ -1,0 +1,91 @@
+package outbox
+
+import (
+	"context"
+	"fmt"
+	"strings"
+	"time"
+
+	"github.com/jackc/pgx/v5"
+	"github.com/jackc/pgx/v5/pgconn"
+	"github.com/jackc/pgx/v5/pgxpool"
+)
+
+// database is the relay's access to its tables: every call has a timeout, and no
+// transaction stays open while anything else is waited for.
+type database struct {
+	pool    *pgxpool.Pool
+	schema  string
+	timeout time.Duration // of one call
+}
+
+// table gives the quoted name of a table or sequence of ours.
+func (d *database) table(name string) string { return pgx.Identifier{d.schema, name}.Sanitize() }
+
+// statement is one step of a transaction. rows, if set, is how many it must touch.
+type statement struct {
+	sql  string
+	args []any
+	rows int64
+	scan func(pgx.Row) error
+}
+
+const anyRows = -1
+
+// A role's default may be weaker (off) or stronger (remote_apply) than what a
+// link needs: only the former is changed.
+const beDurable = `SELECT set_config('synchronous_commit',
+	CASE current_setting('synchronous_commit') WHEN 'off' THEN 'on' ELSE current_setting('synchronous_commit') END, true)`
+
+const beQuick = `SELECT set_config('synchronous_commit', 'off', true)`
+
+// write runs the statements as one READ COMMITTED transaction, sent in one go: no
+// frozen process can leave it open half way, which would make a successor's link
+// wait for it. After an error the outcome may be unknown: the caller reloads.
+func (d *database) write(ctx context.Context, durable bool, statements ...statement) error {
+	ctx, cancel := context.WithTimeout(ctx, d.timeout)
+	defer cancel()
+	conn, err := d.pool.Acquire(ctx)
+	if err != nil {
+		return err
+	}
+	// A connection that an error left inside a transaction is thrown away by Release.
+	defer conn.Release()
+
+	var batch pgx.Batch
+	// Said in full: a role's defaults may be others, and the proof of a round rests on these.
+	batch.Queue(`BEGIN ISOLATION LEVEL READ COMMITTED READ WRITE`)
+	if durable {
+		batch.Queue(beDurable)
+	} else {
+		batch.Queue(beQuick)
+	}
+	var wrong error
+	for _, s := range statements {
+		q := batch.Queue(s.sql, s.args...)
+		if s.scan != nil {
+			q.QueryRow(s.scan)
+			continue
+		}
+		q.Exec(func(tag pgconn.CommandTag) error {
+			if s.rows != anyRows && tag.RowsAffected() != s.rows {
+				wrong = fmt.Errorf("a statement touched %d rows instead of %d: %.60s", tag.RowsAffected(), s.rows, s.sql)
+			}
+			return nil
+		})
+	}
+	batch.Queue(`COMMIT`).Exec(func(tag pgconn.CommandTag) error {
+		if tag.String() != "COMMIT" {
+			return pgx.ErrTxCommitRollback
+		}
+		return nil
+	})
+	if err := conn.SendBatch(ctx, &batch).Close(); err != nil {
+		return err
+	}
+	return wrong
+}
+
+// quoteLiteral makes a quoted name a string literal: regclass takes names that way.
+// Our names are checked identifiers, so that there is nothing to escape but the rule itself.
+func quoteLiteral(name string) string { return `'` + strings.ReplaceAll(name, `'`, `''`) + `'` }

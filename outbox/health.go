@@ -1,0 +1,117 @@
+package outbox
+
+import (
+	"log/slog"
+	"sync"
+	"time"
+
+	"github.com/cenkalti/backoff/v5"
+)
+
+// outageKeys is how many different keys must fail, with nothing accepted between
+// them, to be an outage whatever the errors say.
+const outageKeys = 16
+
+// health tells an event that fails from a broker that is down. While it is down
+// one call at a time probes, with one event, and no attempt is counted.
+type health struct {
+	log     *slog.Logger
+	relay   string
+	wakeAll func()
+
+	mu          sync.Mutex
+	failing     map[laneKey]struct{} // since the last event that was accepted
+	down        bool
+	unavailable bool // down by the publisher's own word
+	since       time.Time
+	probing     bool
+	next        time.Time // of the next probe
+	pace        *backoff.ExponentialBackOff
+	lastDone    time.Time
+}
+
+func newHealth(log *slog.Logger, relay string, wakeAll func()) *health {
+	pace := backoff.NewExponentialBackOff()
+	pace.InitialInterval, pace.MaxInterval, pace.Multiplier = 100*time.Millisecond, 5*time.Second, 2
+	return &health{log: log, relay: relay, wakeAll: wakeAll, failing: map[laneKey]struct{}{}, pace: pace}
+}
+
+// admission says what a lane may send now.
+type admission struct {
+	wait  time.Duration // > 0: nothing, ask again then
+	probe bool          // one event
+	fresh bool          // preferably one that has not been tried: it tells more
+}
+
+func (h *health) admit(now time.Time) admission {
+	h.mu.Lock()
+	defer h.mu.Unlock()
+	switch {
+	case !h.down:
+		return admission{}
+	case h.probing:
+		return admission{wait: time.Second} // woken by its end
+	case now.Before(h.next):
+		return admission{wait: h.next.Sub(now)}
+	}
+	h.probing = true
+	return admission{probe: true, fresh: !h.unavailable}
+}
+
+// report takes the outcome of one call and says whether its failures count as attempts.
+func (h *health) report(now time.Time, wasProbe bool, done int, failed []laneKey, unavailable bool) (counts bool) {
+	h.mu.Lock()
+	defer h.mu.Unlock()
+	if wasProbe {
+		h.probing = false
+	}
+	if done > 0 {
+		h.lastDone = now
+		clear(h.failing)
+		if h.down {
+			h.down, h.unavailable = false, false
+			h.log.Info("the broker accepts events again", "relay", h.relay, "after", now.Sub(h.since).Round(time.Millisecond))
+			h.wakeAll()
+		}
+		return !unavailable
+	}
+	for _, k := range failed {
+		h.failing[k] = struct{}{}
+	}
+	if !h.down && (unavailable || len(h.failing) >= outageKeys) {
+		h.down, h.since = true, now
+		h.pace.Reset()
+		h.log.Warn("the broker accepts nothing: events wait, none is parked, one at a time is tried", "relay", h.relay, "keys_failing", len(h.failing), "unavailable", unavailable)
+	}
+	if h.down {
+		h.unavailable = unavailable
+		if wasProbe || h.next.Before(now) {
+			h.next = now.Add(h.pace.NextBackOff())
+		}
+		h.wakeAll()
+	}
+	return !h.down
+}
+
+// unused gives back the leave to probe.
+func (h *health) unused() {
+	h.mu.Lock()
+	h.probing = false
+	h.mu.Unlock()
+}
+
+// accepts tells whether the broker has accepted something since t: then what has
+// failed since is a matter of the event, not of the broker.
+func (h *health) accepts(t time.Time) bool {
+	h.mu.Lock()
+	defer h.mu.Unlock()
+	return !h.down && h.lastDone.After(t)
+}
+
+// verdict: how many keys fail, and whether the publisher itself says that the
+// broker is away.
+func (h *health) verdict() (failing int, unavailable bool) {
+	h.mu.Lock()
+	defer h.mu.Unlock()
+	return len(h.failing), h.down && h.unavailable
+}

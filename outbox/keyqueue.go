@@ -1,0 +1,65 @@
+package outbox
+
+import (
+	"container/heap"
+	"slices"
+	"time"
+)
+
+// laneKey is what order is kept by.
+type laneKey struct{ topic, key string }
+
+func keyOf(it *item) laneKey { return laneKey{it.Topic, it.Key} }
+
+// keyQueue holds the events of one key that cannot simply flow: a failing one and
+// what waits behind it, by log id. Keys that flow have none.
+type keyQueue struct {
+	key     laneKey
+	items   []*item
+	due     time.Time // when its first may be sent
+	busy    bool      // one of its events is in a call
+	stopped bool      // its first is given up: goes on when that is noted, or a person says so
+	index   int       // in the heap, -1: not in it
+}
+
+// insert keeps the order of ids; an event mostly comes last.
+func (q *keyQueue) insert(it *item) {
+	i := len(q.items)
+	for i > 0 && q.items[i-1].LogID > it.LogID {
+		i--
+	}
+	q.items = slices.Insert(q.items, i, it)
+}
+
+func (q *keyQueue) remove(it *item) {
+	if i := slices.Index(q.items, it); i >= 0 {
+		q.items = slices.Delete(q.items, i, i+1)
+	}
+}
+
+// dueHeap orders the queues that may be sent from by when.
+type dueHeap []*keyQueue
+
+func (h dueHeap) Len() int           { return len(h) }
+func (h dueHeap) Less(i, j int) bool { return h[i].due.Before(h[j].due) }
+func (h dueHeap) Swap(i, j int)      { h[i], h[j] = h[j], h[i]; h[i].index, h[j].index = i, j }
+func (h *dueHeap) Push(x any)        { q := x.(*keyQueue); q.index = len(*h); *h = append(*h, q) }
+func (h *dueHeap) Pop() any {
+	q := (*h)[len(*h)-1]
+	*h = (*h)[:len(*h)-1]
+	q.index = -1
+	return q
+}
+
+// schedule puts q into the heap, or takes it out, as its state says.
+func (h *dueHeap) schedule(q *keyQueue) {
+	ready := !q.busy && !q.stopped && len(q.items) > 0
+	switch {
+	case ready && q.index < 0:
+		heap.Push(h, q)
+	case ready:
+		heap.Fix(h, q.index)
+	case q.index >= 0:
+		heap.Remove(h, q.index)
+	}
+}

@@ -1,0 +1,262 @@
+package outbox
+
+import (
+	"context"
+	"sync"
+	"time"
+)
+
+// lane publishes the events of its share of the keys, in order per key, one call
+// at a time; lanes publish side by side. Events flow through fifo; those of a key
+// with a failing event stand in a queue of their own, so that a failing event
+// stops its own key only.
+type lane struct {
+	t      *tenure
+	caller *caller
+	wakeC  chan struct{} // one signal at most
+
+	mu    sync.Mutex
+	fifo  []*item
+	keys  map[laneKey]*keyQueue
+	due   dueHeap
+	inUse map[laneKey]struct{} // keys of the call being put together, if each may appear once only
+	batch []*item
+	msgs  []*Message
+}
+
+func newLane(t *tenure) *lane {
+	return &lane{t: t, wakeC: make(chan struct{}, 1), keys: map[laneKey]*keyQueue{}, inUse: map[laneKey]struct{}{}}
+}
+
+// push takes over dispatched events.
+func (l *lane) push(items []*item) {
+	l.mu.Lock()
+	l.fifo = append(l.fifo, items...)
+	l.mu.Unlock()
+	l.wake()
+}
+
+// add puts a parked event into its key's queue.
+func (l *lane) add(it *item) {
+	l.mu.Lock()
+	q := l.queue(keyOf(it))
+	q.insert(it)
+	q.stopped = q.items[0].giveUp
+	l.due.schedule(q)
+	l.mu.Unlock()
+	l.wake()
+}
+
+// replace puts the parked copy of an event in its place.
+func (l *lane) replace(old, parked *item) {
+	l.mu.Lock()
+	q := l.queue(keyOf(old))
+	q.remove(old)
+	q.insert(parked)
+	l.mu.Unlock()
+}
+
+// remove takes an event out, after which its key goes on.
+func (l *lane) remove(it *item) {
+	l.mu.Lock()
+	if q := l.keys[keyOf(it)]; q != nil {
+		q.remove(it)
+		q.stopped = len(q.items) > 0 && q.items[0].giveUp
+		q.due = time.Time{}
+		l.settleQueue(q)
+	}
+	l.mu.Unlock()
+	l.wake()
+}
+
+// resume tries a parked event again from its first attempt on.
+func (l *lane) resume(it *item) {
+	l.mu.Lock()
+	q := l.queue(keyOf(it))
+	it.attempts, it.retry, it.giveUp, it.replays = 0, nil, false, it.replays+1
+	q.stopped, q.due = q.items[0].giveUp, time.Time{}
+	l.due.schedule(q)
+	l.mu.Unlock()
+	l.wake()
+}
+
+func (l *lane) queue(k laneKey) *keyQueue {
+	q := l.keys[k]
+	if q == nil {
+		q = &keyQueue{key: k, index: -1}
+		l.keys[k] = q
+	}
+	return q
+}
+
+// settleQueue schedules a queue that is not busy any more, or drops an empty one.
+func (l *lane) settleQueue(q *keyQueue) {
+	l.due.schedule(q)
+	if len(q.items) == 0 && !q.busy {
+		delete(l.keys, q.key)
+	}
+}
+
+func (l *lane) wake() {
+	select {
+	case l.wakeC <- struct{}{}:
+	default:
+	}
+}
+
+// run publishes until the tenure drains or ends.
+func (l *lane) run(ctx context.Context) {
+	l.caller = l.t.sender.newCaller()
+	defer func() { l.caller.close() }()
+	for ctx.Err() == nil && !l.t.draining() {
+		wait := l.once(ctx)
+		if wait <= 0 {
+			continue
+		}
+		timer := time.NewTimer(wait)
+		select {
+		case <-l.wakeC:
+		case <-timer.C:
+		case <-ctx.Done():
+		}
+		timer.Stop()
+	}
+}
+
+// idle is how long a lane with nothing to do sleeps if nobody wakes it.
+const idle = time.Minute
+
+// once makes at most one call; it gives how long to wait before the next.
+func (l *lane) once(ctx context.Context) time.Duration {
+	// The lease is looked at immediately before each call: a paused process that
+	// wakes up behind its end sends nothing but what was already on its way.
+	within := min(l.t.cfg.PublishTimeout, l.t.lease.left()-l.t.margin)
+	if within <= 0 {
+		return 10 * time.Millisecond
+	}
+	now := time.Now()
+	l.mu.Lock()
+	if wait := l.nothingUntil(now); wait > 0 {
+		l.mu.Unlock()
+		return wait
+	}
+	adm := l.t.health.admit(now)
+	if adm.wait > 0 {
+		l.mu.Unlock()
+		return adm.wait
+	}
+	batch := l.collect(now, adm)
+	l.mu.Unlock()
+	if len(batch) == 0 {
+		if adm.probe {
+			l.t.health.unused()
+		}
+		return time.Millisecond
+	}
+	return l.publish(ctx, within, batch, adm.probe)
+}
+
+func (l *lane) nothingUntil(now time.Time) time.Duration {
+	if len(l.fifo) > 0 {
+		return 0
+	}
+	if len(l.due) == 0 {
+		return idle
+	}
+	return l.due[0].due.Sub(now)
+}
+
+// collect chooses the next call's events: first of keys that are due, then of
+// those that flow.
+func (l *lane) collect(now time.Time, adm admission) []*item {
+	c := l.t.sender.contract
+	n, bytes := c.MaxBatch, c.MaxBatchBytes
+	if adm.probe {
+		n = 1
+	}
+	l.batch = l.batch[:0]
+	clear(l.inUse)
+	if !adm.fresh || len(l.fifo) == 0 {
+		l.collectDue(now, n, &bytes)
+	}
+	i := 0
+	for ; i < len(l.fifo) && len(l.batch) < n && bytes > 0; i++ {
+		it := l.fifo[i]
+		if len(l.keys) > 0 {
+			if q := l.keys[keyOf(it)]; q != nil {
+				it.state.Store(stHeld)
+				q.insert(it)
+				l.due.schedule(q)
+				l.t.progress()
+				continue
+			}
+		}
+		if !c.StopsKeyAtFirstFailure && n > 1 {
+			k := keyOf(it)
+			if _, used := l.inUse[k]; used {
+				q := l.queue(k)
+				q.busy = true
+				it.state.Store(stHeld)
+				q.insert(it)
+				continue
+			}
+			l.inUse[k] = struct{}{}
+		}
+		bytes -= it.bytes
+		l.batch = append(l.batch, it)
+	}
+	if l.fifo = l.fifo[i:]; len(l.fifo) == 0 {
+		l.fifo = nil
+	}
+	return l.batch
+}
+
+func (l *lane) collectDue(now time.Time, n int, bytes *int) {
+	for len(l.due) > 0 && len(l.batch) < n && *bytes > 0 && !l.due[0].due.After(now) {
+		q := l.due[0]
+		q.busy = true
+		l.due.schedule(q) // out of the heap
+		took := 0
+		for _, it := range q.items {
+			if !it.state.CompareAndSwap(stHeld, stSending) && !it.state.CompareAndSwap(stParked, stSending) {
+				break // being written: its turn comes when that is done
+			}
+			*bytes -= it.bytes
+			l.batch = append(l.batch, it)
+			took++
+			// A retry goes alone; what waits behind it follows when it has got through.
+			if it.retry != nil || !l.t.sender.contract.StopsKeyAtFirstFailure || len(l.batch) >= n || *bytes <= 0 {
+				break
+			}
+		}
+		if took == 0 {
+			q.busy, q.due = false, now.Add(10*time.Millisecond)
+			l.due.schedule(q)
+			continue
+		}
+		l.inUse[q.key] = struct{}{}
+	}
+}
+
+// publish sends the batch and settles what came of it; it gives how long to wait
+// before the next.
+func (l *lane) publish(ctx context.Context, within time.Duration, batch []*item, probe bool) time.Duration {
+	if err := l.t.loadPayloads(ctx, batch); err != nil {
+		l.settle(batch, make([]Result, len(batch)), probe)
+		return 100 * time.Millisecond // loop will hear of the database's trouble itself
+	}
+	l.msgs = l.msgs[:0]
+	for _, it := range batch {
+		l.msgs = append(l.msgs, &it.Message)
+	}
+	hit(fpBeforePublish)
+	results, ok := l.caller.send(ctx, within, l.msgs)
+	if !ok {
+		l.msgs = nil // the call that hangs still has them
+	} else {
+		l.t.dropPayloads(batch)
+	}
+	hit(fpAfterPublish)
+	l.settle(batch, results, probe)
+	return 0
+}

@@ -1,0 +1,138 @@
+package outbox
+
+import (
+	"errors"
+	"strings"
+	"time"
+	"unicode/utf8"
+
+	"github.com/cenkalti/backoff/v5"
+)
+
+// settle turns the results of a call into states. Sent events are settled, or,
+// if parked, reported to be completed; failed ones block their key.
+func (l *lane) settle(batch []*item, results []Result, probe bool) {
+	now := time.Now()
+	done, unavailable := 0, false
+	var failed []laneKey
+	for i, r := range results {
+		switch r.Status {
+		case Done:
+			done++
+		case Passing, Permanent, Unknown:
+			failed = append(failed, keyOf(batch[i]))
+			unavailable = unavailable || errors.Is(r.Err, ErrUnavailable)
+		}
+	}
+	counts := l.t.health.report(now, probe, done, failed, unavailable)
+
+	l.mu.Lock()
+	var touched []*keyQueue
+	for i, it := range batch {
+		q := l.keys[keyOf(it)]
+		if results[i].Status == Done {
+			l.sent(it, q)
+		} else {
+			q = l.queue(keyOf(it))
+			l.failed(it, q, results[i], counts, now)
+		}
+		if q != nil && (len(touched) == 0 || touched[len(touched)-1] != q) {
+			touched = append(touched, q)
+		}
+	}
+	for _, q := range touched {
+		q.busy = false
+		l.settleQueue(q)
+	}
+	l.mu.Unlock()
+	l.t.progress()
+}
+
+func (l *lane) sent(it *item, q *keyQueue) {
+	if q != nil {
+		q.remove(it)
+		q.due = time.Time{} // what waits behind it goes on at once
+	}
+	if it.parked {
+		l.t.complete(completion{it: it, kind: doneSent})
+	}
+	it.state.Store(stSettled)
+}
+
+// failed notes a failure and puts the event at its place in its key's queue.
+func (l *lane) failed(it *item, q *keyQueue, r Result, counts bool, now time.Time) {
+	if it.state.Load() == stQueued {
+		q.insert(it)
+	}
+	if r.Status == NotAttempted {
+		l.hold(it)
+		return
+	}
+	if it.failedAt.IsZero() {
+		it.failedAt = now
+	}
+	it.lastErr = errorText(r.Err)
+	it.tries++
+	if counts {
+		it.attempts++
+	}
+	if it.retry == nil {
+		it.retry = l.t.cfg.Retry.backoff(it.attempts)
+	}
+	q.due = now.Add(it.retry.NextBackOff())
+	// An unknown outcome is never given up: it may have been accepted. Neither is
+	// anything while the broker accepts nothing at all.
+	exhausted := r.Status == Passing && it.attempts >= l.t.cfg.Retry.MaxAttempts
+	if counts && (r.Status == Permanent || exhausted) {
+		it.giveUp = true
+		q.stopped = true
+	}
+	if it.parked && counts {
+		kind := doneTried
+		if it.giveUp {
+			kind = doneGivenUp
+		}
+		l.t.complete(completion{it: it, kind: kind, attempts: it.attempts, lastErr: it.lastErr})
+	}
+	l.hold(it)
+}
+
+func (l *lane) hold(it *item) {
+	if it.parked {
+		it.state.Store(stParked)
+	} else {
+		it.state.Store(stHeld)
+	}
+}
+
+// backoff gives the schedule as it stands after attempts failures, so that it goes
+// on where an earlier holder left it.
+func (r RetryConfig) backoff(attempts int) *backoff.ExponentialBackOff {
+	b := backoff.NewExponentialBackOff()
+	b.InitialInterval, b.MaxInterval, b.Multiplier = r.Initial, r.Max, r.Multiplier
+	for range min(attempts-1, 100) {
+		if b.InitialInterval = time.Duration(float64(b.InitialInterval) * b.Multiplier); b.InitialInterval >= b.MaxInterval {
+			b.InitialInterval = b.MaxInterval
+			break
+		}
+	}
+	b.Reset()
+	return b
+}
+
+const maxErrorText = 1024
+
+// errorText is what is kept of an error: bounded, and fit for a text column.
+func errorText(err error) string {
+	if err == nil {
+		return "the publisher gave no error"
+	}
+	s := strings.ReplaceAll(strings.ToValidUTF8(err.Error(), "�"), "\x00", "�")
+	if len(s) > maxErrorText {
+		s = s[:maxErrorText]
+		for !utf8.ValidString(s) {
+			s = s[:len(s)-1]
+		}
+	}
+	return s
+}

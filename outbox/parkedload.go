@@ -1,0 +1,141 @@
+package outbox
+
+import (
+	"context"
+	"encoding/json"
+	"fmt"
+	"maps"
+
+	"github.com/google/uuid"
+	"github.com/jackc/pgx/v5"
+
+	"github.com/postbus/postbus/events"
+)
+
+// loadParked reads, before anything is published, what blocks keys: they stand in
+// their lanes again as the former holder left them.
+func (t *tenure) loadParked(hard context.Context) error {
+	states := []string{stateRetrying, stateWaiting}
+	if t.cfg.Policy == BlockKey {
+		states = append(states, stateGivenUp)
+	}
+	items, err := t.parkedItems(hard, `state = ANY ($4::text[])`, states)
+	if err != nil {
+		return err
+	}
+	t.parked = make(map[int64]*item, len(items))
+	for _, it := range items {
+		t.parked[it.LogID] = it
+		t.laneOf(it.Key).add(it)
+	}
+	return nil
+}
+
+// parkedItems reads parked events without their payloads, in order.
+func (t *tenure) parkedItems(hard context.Context, where string, arg any) ([]*item, error) {
+	ctx, cancel := context.WithTimeout(hard, t.db.timeout)
+	defer cancel()
+	rows, err := t.db.pool.Query(ctx, `SELECT log_id, slot, state, attempts, replays, coalesce(last_error, ''), schema_version, event_id::text,
+			topic, event_type, partition_key, content_type, headers, octet_length(payload)
+		FROM `+t.db.table("parked")+` WHERE relay = $1 AND slot BETWEEN $2 AND $3 AND `+where+` ORDER BY log_id`,
+		t.cfg.Name, t.chain.slots.from, t.chain.slots.to, arg)
+	if err != nil {
+		return nil, fmt.Errorf("load the parked events of relay %q: %w", t.cfg.Name, explain(t.db.schema, err))
+	}
+	items, err := pgx.CollectRows(rows, func(row pgx.CollectableRow) (*item, error) {
+		it := &item{parked: true}
+		var state, id string
+		var headers *string
+		err := row.Scan(&it.LogID, &it.slot, &state, &it.attempts, &it.replays, &it.lastErr, &it.SchemaVersion, &id,
+			&it.Topic, &it.EventType, &it.Key, &it.ContentType, &headers, &it.bytes)
+		if err != nil {
+			return nil, err
+		}
+		if it.EventID, err = uuid.Parse(id); err != nil {
+			return nil, err
+		}
+		if headers != nil {
+			if err := json.Unmarshal([]byte(*headers), &it.Headers); err != nil {
+				return nil, fmt.Errorf("parked event %d: its headers are no JSON object of strings: %w", it.LogID, err)
+			}
+		}
+		it.Source = t.source
+		it.giveUp = state == stateGivenUp
+		if state == stateRetrying && it.attempts > 0 {
+			it.retry = t.cfg.Retry.backoff(it.attempts)
+		}
+		it.state.Store(stParked)
+		return it, t.markReplayed(it)
+	})
+	if err != nil {
+		return nil, fmt.Errorf("load the parked events of relay %q: %w", t.cfg.Name, explain(t.db.schema, err))
+	}
+	return items, nil
+}
+
+// markReplayed says in a header that the event comes out of order: later ones of
+// its key went on when it was given up.
+func (t *tenure) markReplayed(it *item) error {
+	if it.replays == 0 || t.cfg.Policy != SkipKey {
+		return nil
+	}
+	h := maps.Clone(it.Headers) // a call left behind may still read the old one
+	if h == nil {
+		h = map[string]string{}
+	}
+	h[events.HeaderReplayed] = "true"
+	it.Headers = h
+	return nil
+}
+
+// loadPayloads reads the payloads of the parked events in a call, at most one
+// such read at a time for all lanes: a relay uses few connections.
+func (t *tenure) loadPayloads(ctx context.Context, batch []*item) error {
+	var ids []int64
+	for _, it := range batch {
+		if it.parked {
+			ids = append(ids, it.LogID)
+		}
+	}
+	if len(ids) == 0 {
+		return nil
+	}
+	t.loading.Lock()
+	defer t.loading.Unlock()
+	ctx, cancel := context.WithTimeout(ctx, t.db.timeout)
+	defer cancel()
+	rows, err := t.db.pool.Query(ctx, `SELECT log_id, payload FROM `+t.db.table("parked")+` WHERE relay = $1 AND log_id = ANY ($2::bigint[])`, t.cfg.Name, ids)
+	if err != nil {
+		return err
+	}
+	found := make(map[int64][]byte, len(ids))
+	var id int64
+	var payload []byte
+	if _, err := pgx.ForEachRow(rows, []any{&id, &payload}, func() error {
+		found[id] = payload
+		payload = nil
+		return nil
+	}); err != nil {
+		return err
+	}
+	for _, it := range batch {
+		if !it.parked {
+			continue
+		}
+		p, ok := found[it.LogID]
+		if !ok {
+			return fmt.Errorf("parked event %d of relay %q is gone from its table", it.LogID, t.cfg.Name)
+		}
+		it.Payload = p
+	}
+	return nil
+}
+
+// dropPayloads keeps parked events small in memory between their attempts.
+func (t *tenure) dropPayloads(batch []*item) {
+	for _, it := range batch {
+		if it.parked {
+			it.Payload = nil
+		}
+	}
+}

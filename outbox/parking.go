@@ -1,0 +1,226 @@
+package outbox
+
+import (
+	"context"
+	"time"
+)
+
+// The states of a parked row.
+const (
+	stateRetrying  = "retrying"  // failing; its attempts go on
+	stateWaiting   = "waiting"   // behind another of its key
+	stateGivenUp   = "given_up"  // out of attempts, or refused for good
+	stateDiscarded = "discarded" // by a person; kept so that a rewind does not send it
+)
+
+// triesBeforeParking is how often an event is tried in its place when nothing
+// tells whether it or the broker is at fault.
+const triesBeforeParking = 3
+
+// toPark chooses the events to put aside: when failing ones are about to fill the
+// window, or are all that is left of a round. A run from the front of the window
+// up to the first event that is on its way is taken, settled ones included; upTo
+// is its length. The chosen belong to the caller.
+func (t *tenure) toPark(items []*item, bytes int, ended bool) (chosen []*item, upTo int) {
+	full := len(items) >= t.cfg.Window/2 || bytes >= t.cfg.WindowBytes/2
+	if !full && !ended {
+		return nil, 0
+	}
+	i := t.settled
+	for ; i < len(items); i++ {
+		if items[i].state.Load() == stSettled {
+			continue
+		}
+		if !items[i].state.CompareAndSwap(stHeld, stParking) {
+			break
+		}
+		chosen = append(chosen, items[i])
+	}
+	if !full && i < len(items) {
+		t.unpark(chosen) // the others are about to come back: one transaction for all
+		return nil, 0
+	}
+	failing, unavailable := t.health.verdict()
+	alone := i == len(items) && ended && !unavailable && (failing < outageKeys || t.moreWaits())
+	for j, it := range chosen {
+		if it.retry == nil || it.giveUp || t.health.accepts(it.failedAt) || alone && it.tries >= triesBeforeParking {
+			continue
+		}
+		// It may be the broker. What stands before it can go.
+		t.unpark(chosen[j:])
+		chosen = chosen[:j]
+		for i = t.settled; i < len(items) && items[i] != it; i++ {
+		}
+		break
+	}
+	return chosen, i
+}
+
+func (t *tenure) unpark(items []*item) {
+	for _, it := range items {
+		it.state.Store(stHeld)
+	}
+}
+
+// moreWaits tells whether the log has more than the present round: events that
+// would show whether the broker accepts anything.
+func (t *tenure) moreWaits() bool { return t.idle.lastID > t.chain.pos.round.upper }
+
+// park writes the chosen events to the parked table, together with the link that
+// passes them and everything settled before the upTo-th of the window.
+func (t *tenure) park(hard context.Context, items []*item, upTo int, chosen []*item, done []completion) error {
+	hit(fpBeforePark)
+	ids := make([]int64, len(chosen))
+	states := make([]string, len(chosen))
+	attempts := make([]int32, len(chosen))
+	errs := make([]string, len(chosen))
+	for i, it := range chosen {
+		ids[i], states[i], attempts[i], errs[i] = it.LogID, it.parkedState(), int32(it.attempts), it.lastErr
+	}
+	// Copied inside the database, whole: retention removes the log.
+	insert := statement{rows: int64(len(chosen)), args: []any{t.cfg.Name, ids, states, attempts, errs},
+		sql: `INSERT INTO ` + t.db.table("parked") + ` (relay, log_id, slot, state, attempts, last_error,
+				xid, schema_version, event_id, topic, event_type, partition_key, content_type, headers, payload)
+			SELECT $1, o.id, o.slot, p.state, p.attempts, nullif(p.error, ''),
+				o.xid, o.schema_version, o.event_id, o.topic, o.event_type, o.partition_key, o.content_type, o.headers, o.payload
+			FROM unnest($2::bigint[], $3::text[], $4::int[], $5::text[]) AS p (id, state, attempts, error)
+			JOIN ` + t.db.table("outbox") + ` AS o ON o.id = p.id`}
+	if err := t.chain.advance(hard, items[upTo-1].LogID, true, append(t.completing(done), insert)...); err != nil {
+		return err
+	}
+	hit(fpAfterPark)
+	for _, it := range chosen {
+		t.parkedNow(it)
+	}
+	t.settled = upTo
+	t.passed(upTo)
+	t.completed(done)
+	return nil
+}
+
+func (it *item) parkedState() string {
+	switch {
+	case it.giveUp:
+		return stateGivenUp
+	case it.retry != nil:
+		return stateRetrying
+	}
+	return stateWaiting
+}
+
+// parkedNow replaces an event of the window by a copy that keeps no chunk in memory.
+func (t *tenure) parkedNow(it *item) {
+	p := &item{Message: it.Message, slot: it.slot, bytes: it.bytes, attempts: it.attempts, retry: it.retry,
+		lastErr: it.lastErr, giveUp: it.giveUp, parked: true, tries: it.tries, failedAt: it.failedAt}
+	p.Payload = nil
+	p.state.Store(stParked)
+	l := t.laneOf(it.Key)
+	l.replace(it, p)
+	it.state.Store(stSettled)
+	t.parked[p.LogID] = p
+	if p.giveUp {
+		t.log.Warn("event given up", "relay", t.cfg.Name, "log_id", p.LogID, "event_id", p.EventID, "event_type", p.EventType, "attempts", p.attempts, "error", p.lastErr, "key_blocked", t.cfg.Policy == BlockKey)
+		t.afterGiveUp(p)
+	}
+}
+
+// afterGiveUp lets the key go on, now that the giving up is committed, if that is the policy.
+func (t *tenure) afterGiveUp(p *item) {
+	if t.cfg.Policy == SkipKey {
+		delete(t.parked, p.LogID)
+		t.laneOf(p.Key).remove(p)
+	}
+}
+
+// What has happened to a parked event and is to be written.
+type completionKind uint8
+
+const (
+	doneTried   completionKind = iota // one more failed attempt
+	doneSent                          // accepted by the broker
+	doneGivenUp                       // no more attempts
+)
+
+type completion struct {
+	it       *item
+	kind     completionKind
+	attempts int
+	lastErr  string
+}
+
+func (t *tenure) complete(c completion) {
+	t.mu.Lock()
+	t.completions = append(t.completions, c)
+	t.mu.Unlock()
+}
+
+// pending gives the completions to write. urgent: somebody waits for one.
+func (t *tenure) pending() (done []completion, urgent bool) {
+	t.mu.Lock()
+	defer t.mu.Unlock()
+	for _, c := range t.completions {
+		urgent = urgent || c.kind != doneTried
+	}
+	return t.completions[:len(t.completions):len(t.completions)], urgent
+}
+
+// completing gives the statements for done. The last word on an event counts.
+func (t *tenure) completing(done []completion) []statement {
+	if len(done) == 0 {
+		return nil
+	}
+	last := make(map[int64]completion, len(done))
+	for _, c := range done {
+		if t.parked[c.it.LogID] == c.it { // not if it was discarded meanwhile
+			last[c.it.LogID] = c
+		}
+	}
+	var sent, ids []int64
+	var states, errs []string
+	var attempts []int32
+	for id, c := range last {
+		switch c.kind {
+		case doneSent:
+			sent = append(sent, id)
+			continue
+		case doneGivenUp:
+			states = append(states, stateGivenUp)
+		case doneTried:
+			states = append(states, stateRetrying)
+		}
+		ids, attempts, errs = append(ids, id), append(attempts, int32(c.attempts)), append(errs, c.lastErr)
+	}
+	var s []statement
+	if len(sent) > 0 {
+		s = append(s, statement{rows: anyRows, args: []any{t.cfg.Name, sent},
+			sql: `DELETE FROM ` + t.db.table("parked") + ` WHERE relay = $1 AND log_id = ANY ($2::bigint[])`})
+	}
+	if len(ids) > 0 {
+		s = append(s, statement{rows: anyRows, args: []any{t.cfg.Name, ids, states, attempts, errs},
+			sql: `UPDATE ` + t.db.table("parked") + ` AS t SET state = u.state, attempts = u.attempts, last_error = nullif(u.error, ''), changed_at = clock_timestamp()
+				FROM unnest($2::bigint[], $3::text[], $4::int[], $5::text[]) AS u (id, state, attempts, error)
+				WHERE t.relay = $1 AND t.log_id = u.id`})
+	}
+	return s
+}
+
+// completed tells the lanes what has been written.
+func (t *tenure) completed(done []completion) {
+	if len(done) == 0 {
+		return
+	}
+	t.mu.Lock()
+	t.completions = t.completions[len(done):]
+	t.mu.Unlock()
+	t.lastLink = time.Now()
+	hit(fpAfterComplete)
+	for _, c := range done {
+		switch c.kind {
+		case doneSent:
+			delete(t.parked, c.it.LogID)
+		case doneGivenUp:
+			t.log.Warn("event given up", "relay", t.cfg.Name, "log_id", c.it.LogID, "event_id", c.it.EventID, "event_type", c.it.EventType, "attempts", c.attempts, "error", c.lastErr, "key_blocked", t.cfg.Policy == BlockKey)
+			t.afterGiveUp(c.it)
+		}
+	}
+}

@@ -1,0 +1,123 @@
+package outbox
+
+import (
+	"context"
+	"fmt"
+	"math/rand/v2"
+	"time"
+)
+
+// idlePoll paces the looks of a relay that has nothing to do: soon after it was
+// busy, then ever more rarely.
+type idlePoll struct {
+	most  time.Duration
+	next  time.Time
+	delay time.Duration
+	due   bool // woken: look now
+	asked map[uint64]struct{}
+
+	lastID int64 // the sequence's position as last seen
+}
+
+const soonest = 25 * time.Millisecond
+
+func (p *idlePoll) reset(most time.Duration) {
+	*p = idlePoll{most: most, due: true}
+	p.busy()
+}
+
+// busy starts the pace anew, after a round.
+func (p *idlePoll) busy() {
+	p.delay = min(soonest, p.most)
+	p.next = time.Now().Add(p.delay)
+	p.asked = map[uint64]struct{}{}
+}
+
+// looked notes a look that found nothing. The jitter keeps many relays from
+// looking in step.
+func (p *idlePoll) looked() {
+	p.delay = min(2*p.delay, p.most)
+	p.next = time.Now().Add(time.Duration((0.8 + 0.4*rand.Float64()) * float64(p.delay)))
+}
+
+func (p *idlePoll) in() time.Duration { return time.Until(p.next) }
+
+// rested: it has been idle for so long that it may tidy up.
+func (p *idlePoll) rested() bool { return p.delay >= p.most }
+
+// poll looks, with one read-only statement, whether a round is worth starting and
+// whether somebody has asked for something. An idle relay writes nothing.
+func (t *tenure) poll(hard context.Context) (acted bool, err error) {
+	t.idle.due = false
+	r := &t.chain.pos.round
+	var text string
+	var lastID int64
+	var unseen, asked bool
+	ctx, cancel := context.WithTimeout(hard, t.db.timeout)
+	defer cancel()
+	// The second last column: rows that were drawn before U was read and not
+	// visible in T. Their ids lie between L' and U, which are close together.
+	err = t.db.pool.QueryRow(ctx, `SELECT pg_current_snapshot()::text,
+			coalesce(pg_sequence_last_value(`+quoteLiteral(t.db.table("outbox_id"))+`::regclass), 0),
+			EXISTS (SELECT FROM `+t.db.table("outbox")+` WHERE id > $1 AND id <= $2 AND NOT pg_visible_in_snapshot(xid, $3::text::pg_snapshot)),
+			EXISTS (SELECT FROM `+t.db.table("relay_request")+` WHERE relay = $4 AND done_at IS NULL)`,
+		r.seenID, r.upper, r.snap.text, t.cfg.Name).Scan(&text, &lastID, &unseen, &asked)
+	if err != nil {
+		return false, fmt.Errorf("relay %q looks for new events: %w", t.cfg.Name, explain(t.db.schema, err))
+	}
+	t.idle.lastID = lastID
+	if asked {
+		did, err := t.carryOut(hard)
+		if err != nil {
+			return false, err
+		}
+		acted = did
+	}
+	if t.active {
+		t.idle.looked()
+		return acted, nil
+	}
+	late, err := t.lateNow(hard, text)
+	if err != nil {
+		return false, err
+	}
+	// Ids that a stale L' leaves between it and U would be looked at again and
+	// again: one empty round, once things are quiet, closes the gap.
+	tidy := lastID > r.seenID && t.idle.rested()
+	if lastID > r.upper || unseen || late || tidy {
+		return true, t.startRound(hard, lastID)
+	}
+	t.idle.looked()
+	return acted, nil
+}
+
+// lateNow asks for rows of transactions that ran at the last round and have
+// finished since. Each transaction is asked for once; what is still open costs nothing.
+func (t *tenure) lateNow(hard context.Context, text string) (bool, error) {
+	now, err := parseSnapshot(text)
+	if err != nil {
+		return false, err
+	}
+	r := &t.chain.pos.round
+	var xids []uint64
+	for _, xid := range now.finishedSince(&r.snap) {
+		if _, ok := t.idle.asked[xid]; !ok {
+			xids = append(xids, xid)
+		}
+	}
+	if len(xids) == 0 {
+		return false, nil
+	}
+	ctx, cancel := context.WithTimeout(hard, t.db.timeout)
+	defer cancel()
+	var found bool
+	err = t.db.pool.QueryRow(ctx, `SELECT EXISTS (SELECT FROM `+t.db.table("outbox")+` WHERE xid = ANY ($1::text[]::xid8[]) AND id + 0 <= $2)`,
+		texts(xids), r.seenID).Scan(&found)
+	if err != nil {
+		return false, fmt.Errorf("relay %q looks for late events: %w", t.cfg.Name, explain(t.db.schema, err))
+	}
+	for _, xid := range xids {
+		t.idle.asked[xid] = struct{}{}
+	}
+	return found, nil
+}

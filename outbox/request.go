@@ -1,0 +1,185 @@
+package outbox
+
+import (
+	"context"
+	"fmt"
+
+	"github.com/jackc/pgx/v5"
+)
+
+// request is what a person asks of one parked event.
+type request struct {
+	id     int64
+	logID  int64
+	action string
+}
+
+const (
+	actionReplay  = "replay"
+	actionDiscard = "discard"
+)
+
+const requestsAtOnce = 1000
+
+// carryOut does what is asked, in the parked events' own lanes: the change of the
+// rows, the completion of the requests and the link commit together, so that a
+// crash repeats it harmlessly.
+func (t *tenure) carryOut(hard context.Context) (acted bool, err error) {
+	requests, err := t.requests(hard)
+	if err != nil || len(requests) == 0 {
+		return false, err
+	}
+	hit(fpBeforeRequest)
+	ids := make([]int64, len(requests))
+	for i, r := range requests {
+		ids[i] = r.logID
+	}
+	found, err := t.parkedItems(hard, `log_id = ANY ($4::bigint[])`, ids)
+	if err != nil {
+		return false, err
+	}
+	states, err := t.parkedStates(hard, ids)
+	if err != nil {
+		return false, err
+	}
+	byID := make(map[int64]*item, len(found))
+	for _, it := range found {
+		byID[it.LogID] = it
+	}
+
+	var p plan
+	for _, r := range requests {
+		t.decide(r, states, byID, &p)
+	}
+	if len(p.requests) == 0 {
+		return false, nil
+	}
+	if err := t.chain.advance(hard, t.chain.pos.lastID, true, p.statements(t)...); err != nil {
+		return false, err
+	}
+	hit(fpAfterRequest)
+	p.tell(t)
+	return true, nil
+}
+
+// plan is what one transaction carries out, and what the lanes are told after it.
+type plan struct {
+	requests  []int64
+	outcomes  []string
+	replayed  []*item
+	discarded []int64
+	frozen    []*item // discarded ones that stand in a lane: not sent meanwhile
+	replayIDs []int64
+}
+
+func (p *plan) done(r request, outcome string) {
+	p.requests, p.outcomes = append(p.requests, r.id), append(p.outcomes, outcome)
+}
+
+// decide plans one request, by the state that those before it have left.
+func (t *tenure) decide(r request, states map[int64]string, byID map[int64]*item, p *plan) {
+	state, isParked := states[r.logID]
+	switch {
+	case !isParked:
+		p.done(r, "not parked: nothing to do")
+	case state == stateDiscarded:
+		p.done(r, "already discarded: nothing to do")
+	case r.action == actionReplay && state != stateGivenUp:
+		p.done(r, "still being tried: nothing to do")
+	case r.action == actionReplay:
+		states[r.logID] = stateRetrying
+		p.replayIDs = append(p.replayIDs, r.logID)
+		p.replayed = append(p.replayed, byID[r.logID])
+		p.done(r, "replayed")
+	default:
+		it := t.parked[r.logID]
+		if it != nil && !it.state.CompareAndSwap(stParked, stParking) {
+			return // in a call, or just sent: asked again at the next look
+		}
+		if it != nil {
+			p.frozen = append(p.frozen, it)
+		}
+		states[r.logID] = stateDiscarded
+		p.discarded = append(p.discarded, r.logID)
+		p.done(r, "discarded")
+	}
+}
+
+func (p *plan) statements(t *tenure) []statement {
+	parked := t.db.table("parked")
+	s := []statement{{rows: anyRows, args: []any{p.requests, p.outcomes},
+		sql: `UPDATE ` + t.db.table("relay_request") + ` AS r SET done_at = clock_timestamp(), outcome = u.outcome
+			FROM unnest($1::bigint[], $2::text[]) AS u (id, outcome) WHERE r.id = u.id`}}
+	if len(p.replayIDs) > 0 {
+		s = append(s, statement{rows: anyRows, args: []any{t.cfg.Name, p.replayIDs},
+			sql: `UPDATE ` + parked + ` SET state = 'retrying', attempts = 0, replays = replays + 1, changed_at = clock_timestamp()
+				WHERE relay = $1 AND log_id = ANY ($2::bigint[])`})
+	}
+	if len(p.discarded) > 0 {
+		s = append(s, statement{rows: anyRows, args: []any{t.cfg.Name, p.discarded},
+			sql: `UPDATE ` + parked + ` SET state = 'discarded', changed_at = clock_timestamp()
+				WHERE relay = $1 AND log_id = ANY ($2::bigint[])`})
+	}
+	return s
+}
+
+// tell lets the lanes know what has been committed. One that was replayed and
+// then discarded in one go is not sent.
+func (p *plan) tell(t *tenure) {
+	gone := make(map[int64]bool, len(p.discarded))
+	for _, id := range p.discarded {
+		gone[id] = true
+	}
+	for _, it := range p.frozen {
+		delete(t.parked, it.LogID)
+		t.laneOf(it.Key).remove(it)
+	}
+	for _, fresh := range p.replayed {
+		if gone[fresh.LogID] {
+			continue
+		}
+		l := t.laneOf(fresh.Key)
+		if it := t.parked[fresh.LogID]; it != nil {
+			l.resume(it) // BlockKey: it stands there, at the head of its key
+			continue
+		}
+		// SkipKey: its key has gone on without it.
+		fresh.replays++
+		fresh.attempts, fresh.retry, fresh.giveUp = 0, nil, false
+		_ = t.markReplayed(fresh)
+		t.parked[fresh.LogID] = fresh
+		l.add(fresh)
+		l.wake()
+	}
+}
+
+func (t *tenure) requests(hard context.Context) ([]request, error) {
+	ctx, cancel := context.WithTimeout(hard, t.db.timeout)
+	defer cancel()
+	rows, err := t.db.pool.Query(ctx, `SELECT id, log_id, action FROM `+t.db.table("relay_request")+`
+		WHERE relay = $1 AND done_at IS NULL ORDER BY id LIMIT $2`, t.cfg.Name, requestsAtOnce)
+	if err != nil {
+		return nil, fmt.Errorf("read the requests to relay %q: %w", t.cfg.Name, explain(t.db.schema, err))
+	}
+	all, err := pgx.CollectRows(rows, func(row pgx.CollectableRow) (r request, err error) {
+		return r, row.Scan(&r.id, &r.logID, &r.action)
+	})
+	if err != nil {
+		return nil, fmt.Errorf("read the requests to relay %q: %w", t.cfg.Name, explain(t.db.schema, err))
+	}
+	return all, nil
+}
+
+func (t *tenure) parkedStates(hard context.Context, ids []int64) (map[int64]string, error) {
+	ctx, cancel := context.WithTimeout(hard, t.db.timeout)
+	defer cancel()
+	rows, err := t.db.pool.Query(ctx, `SELECT log_id, state FROM `+t.db.table("parked")+` WHERE relay = $1 AND log_id = ANY ($2::bigint[])`, t.cfg.Name, ids)
+	if err != nil {
+		return nil, fmt.Errorf("read the parked events of relay %q: %w", t.cfg.Name, err)
+	}
+	states := map[int64]string{}
+	var id int64
+	var state string
+	_, err = pgx.ForEachRow(rows, []any{&id, &state}, func() error { states[id] = state; return nil })
+	return states, err
+}

@@ -1,0 +1,281 @@
+package outbox
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"hash/maphash"
+	"log/slog"
+	"sync"
+	"time"
+
+	"github.com/postbus/postbus/internal/failpoint"
+)
+
+func hit(name string) { failpoint.Hit(name) }
+
+// tenure is the time from one load of the position to the next error, hand-over
+// or stop. All that it keeps in memory is built from the database and thrown away
+// with it; only one goroutine, loop, writes to the database.
+type tenure struct {
+	cfg    RelayConfig
+	log    *slog.Logger
+	db     *database
+	chain  *chain
+	lease  *lease
+	sender *sender
+	health *health
+	window *window
+	lanes  []*lane
+	seed   maphash.Seed
+	reader *reader
+	margin time.Duration // before the lease's end, in which nothing is sent any more
+	source string
+
+	progressC chan struct{} // one signal at most: something was settled
+	wakeC     <-chan struct{}
+	drainC    chan struct{}
+	readErrC  chan error
+
+	loading sync.Mutex // one read of payloads at a time
+
+	mu          sync.Mutex
+	completions []completion // of parked events, not yet written
+
+	// What follows belongs to loop.
+	parked      map[int64]*item
+	active      bool // a round is being read and published
+	stopReading context.CancelFunc
+	settled     int // items at the front of the window known to be settled
+	lastLink    time.Time
+	idle        idlePoll
+	sentRound   int64
+	sentBefore  map[int64]struct{} // of sentRound, by the tenure before; read by dispatch too
+}
+
+// progress tells loop that something was settled.
+func (t *tenure) progress() {
+	select {
+	case t.progressC <- struct{}{}:
+	default:
+	}
+}
+
+func (t *tenure) draining() bool {
+	select {
+	case <-t.drainC:
+		return true
+	default:
+		return false
+	}
+}
+
+func (t *tenure) laneOf(key string) *lane {
+	return t.lanes[maphash.String(t.seed, key)%uint64(len(t.lanes))]
+}
+
+func (t *tenure) wakeLanes() {
+	for _, l := range t.lanes {
+		l.wake()
+	}
+}
+
+// run takes the position over and moves it until ctx is done (nil: drained), or
+// hard is (the lease is lost), or an error.
+func (t *tenure) run(ctx, hard context.Context) error {
+	if err := t.takeOver(hard); err != nil {
+		return err
+	}
+	hit(fpTakeoverLinked)
+	t.seed = maphash.MakeSeed()
+	t.health = newHealth(t.log, t.cfg.Name, t.wakeLanes)
+	for range t.cfg.Lanes {
+		t.lanes = append(t.lanes, newLane(t))
+	}
+	if err := t.loadParked(hard); err != nil {
+		return err
+	}
+	lanesCtx, stopLanes := context.WithCancel(hard)
+	var running sync.WaitGroup
+	for _, l := range t.lanes {
+		running.Go(func() { l.run(lanesCtx) })
+	}
+	defer func() {
+		if t.stopReading != nil {
+			t.stopReading()
+		}
+		stopLanes()
+		running.Wait()
+	}()
+	if t.sentRound != t.chain.pos.round.n {
+		t.sentBefore = nil
+	}
+	if !t.chain.pos.finished() {
+		t.read(hard, t.chain.pos.lastID)
+	}
+	err := t.loop(ctx, hard)
+	if err != nil || ctx.Err() == nil {
+		return err
+	}
+	return t.drain(hard, &running)
+}
+
+// takeOver reads the latest link and writes the next one, each a statement of its
+// own: in one, the position read could be older than the one a former holder is
+// just committing.
+func (t *tenure) takeOver(hard context.Context) error {
+	for {
+		found, err := t.chain.load(hard)
+		if err != nil {
+			return err
+		}
+		if found {
+			err = t.chain.advance(hard, t.chain.pos.lastID, true)
+		} else {
+			err = t.chain.create(hard, t.cfg.StartAt)
+		}
+		if !errors.Is(err, errFenced) {
+			return err
+		}
+		// The former holder's last link slipped in before ours: read it.
+		if hard.Err() != nil {
+			return context.Cause(hard)
+		}
+	}
+}
+
+// loop is the relay's one writer.
+func (t *tenure) loop(ctx, hard context.Context) error {
+	t.idle.reset(t.cfg.PollInterval)
+	for ctx.Err() == nil {
+		if hard.Err() != nil {
+			return context.Cause(hard)
+		}
+		acted, wait, err := t.step(hard)
+		if err != nil {
+			return err
+		}
+		if acted {
+			continue
+		}
+		timer := time.NewTimer(wait)
+		select {
+		case <-ctx.Done():
+		case <-hard.Done():
+		case <-t.progressC:
+		case <-t.wakeC:
+			t.idle.due = true
+		case err := <-t.readErrC:
+			return err
+		case <-timer.C:
+		}
+		timer.Stop()
+	}
+	return nil
+}
+
+// step does the next thing there is to do, or says how long to wait for one.
+func (t *tenure) step(hard context.Context) (acted bool, wait time.Duration, err error) {
+	acted, wait, err = t.settle(hard)
+	if acted || err != nil {
+		return acted, wait, err
+	}
+	look := t.idle.in()
+	if t.idle.due || look <= 0 {
+		acted, err = t.poll(hard)
+		return acted, 0, err
+	}
+	return false, min(wait, look), nil
+}
+
+// startRound begins a round and its reading. lastID is the sequence's position as
+// last seen.
+func (t *tenure) startRound(hard context.Context, lastID int64) error {
+	if err := t.chain.start(hard, lastID); err != nil {
+		return err
+	}
+	hit(fpRoundLinked)
+	t.read(hard, 0)
+	return nil
+}
+
+// read reads the present round above lastID and dispatches its events, ahead of
+// their publishing as far as the window reaches.
+func (t *tenure) read(hard context.Context, lastID int64) {
+	ctx, stop := context.WithCancel(hard)
+	t.active, t.stopReading, t.settled = true, stop, 0
+	t.window.reset()
+	r := t.chain.pos.round
+	chunks := make(chan *chunk, 4)
+	read := make(chan error, 1)
+	go func() {
+		defer close(chunks)
+		read <- t.reader.read(ctx, &r, lastID, chunks)
+	}()
+	go func() {
+		for c := range chunks {
+			if t.dispatch(ctx, c.items) != nil {
+				return // stopped
+			}
+		}
+		if err := <-read; err != nil {
+			if ctx.Err() == nil {
+				t.readErrC <- fmt.Errorf("relay %q: %w", t.cfg.Name, explain(t.db.schema, err))
+			}
+			return
+		}
+		t.window.end()
+		t.progress()
+	}()
+}
+
+// dispatch moves events into the window and from there to their lanes.
+func (t *tenure) dispatch(ctx context.Context, items []*item) error {
+	perLane := map[*lane][]*item{}
+	for len(items) > 0 {
+		n, err := t.window.put(ctx, items)
+		if err != nil {
+			return err
+		}
+		for _, it := range items[:n] {
+			if _, sent := t.sentBefore[it.LogID]; sent {
+				it.state.Store(stSettled)
+				continue
+			}
+			l := t.laneOf(it.Key)
+			perLane[l] = append(perLane[l], it)
+		}
+		for l, of := range perLane {
+			if len(of) > 0 {
+				l.push(of)
+				perLane[l] = of[:0]
+			}
+		}
+		items = items[n:]
+	}
+	return nil
+}
+
+// drain lets the calls under way come back, notes what they did, and leaves the
+// rest to the next holder.
+func (t *tenure) drain(hard context.Context, running *sync.WaitGroup) error {
+	if t.stopReading != nil {
+		t.stopReading()
+	}
+	close(t.drainC)
+	t.wakeLanes()
+	back := make(chan struct{})
+	go func() { running.Wait(); close(back) }()
+	limit := time.NewTimer(t.cfg.DrainTimeout)
+	defer limit.Stop()
+	select {
+	case <-back:
+	case <-limit.C:
+		t.log.Warn("calls to the publisher outlast the drain limit: their events may be published again", "relay", t.cfg.Name, "limit", t.cfg.DrainTimeout)
+	case <-hard.Done():
+		return context.Cause(hard)
+	}
+	_, err := t.flush(hard)
+	hit(fpBeforeHandover)
+	return err
+}

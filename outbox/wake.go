@@ -1,0 +1,37 @@
+package outbox
+
+import "sync"
+
+// wakeups connects the commits of this process with its relays, by schema. A
+// signal that reaches a relay of another database costs it one needless read.
+var wakeups = struct {
+	sync.Mutex
+	listeners map[string]map[chan struct{}]struct{}
+}{listeners: map[string]map[chan struct{}]struct{}{}}
+
+func wake(schema string) {
+	wakeups.Lock()
+	defer wakeups.Unlock()
+	for c := range wakeups.listeners[schema] {
+		select {
+		case c <- struct{}{}:
+		default: // one is pending already: it will look after this commit too
+		}
+	}
+}
+
+// listenWake gives a channel that holds at most one signal, and what ends it.
+func listenWake(schema string) (<-chan struct{}, func()) {
+	c := make(chan struct{}, 1)
+	wakeups.Lock()
+	defer wakeups.Unlock()
+	if wakeups.listeners[schema] == nil {
+		wakeups.listeners[schema] = map[chan struct{}]struct{}{}
+	}
+	wakeups.listeners[schema][c] = struct{}{}
+	return c, func() {
+		wakeups.Lock()
+		defer wakeups.Unlock()
+		delete(wakeups.listeners[schema], c)
+	}
+}
