@@ -101,7 +101,8 @@ func (p *Proxy) CutAll() {
 // Refuse resets new connections as soon as they are made; present ones stay.
 func (p *Proxy) Refuse() { p.change(func() { p.refuse = true }) }
 
-// Stall holds all bytes back, in both directions. Nothing is lost: Resume lets
+// Stall holds all bytes back, in both directions, and the end of a stream too:
+// a side does not learn that the other has gone. Nothing is lost: Resume lets
 // them pass.
 func (p *Proxy) Stall() { p.change(func() { p.stalled = true }) }
 

@@ -68,13 +68,17 @@ func (l *link) pump(from, to *net.TCPConn, pass func([]byte) error) {
 		if err == nil {
 			continue
 		}
-		if errors.Is(err, io.EOF) {
-			to.CloseWrite()
-			return
-		}
 		l.proxy.mu.Lock()
-		l.cut()
+		if errors.Is(err, io.EOF) {
+			err = l.wait() // a stalled network hides that one side has gone
+		}
+		if err != nil {
+			l.cut()
+		}
 		l.proxy.mu.Unlock()
+		if err == nil {
+			to.CloseWrite()
+		}
 		return
 	}
 }

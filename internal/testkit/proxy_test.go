@@ -135,8 +135,11 @@ func TestProxyStalls(t *testing.T) {
 	if received.String() != "a" {
 		t.Errorf("the server got %q through a stalled proxy", received)
 	}
+	conn.(*net.TCPConn).CloseWrite()
+	expectSilence(t, conn)
 	p.Resume()
 	expect(t, conn, "b")
+	expectCut(t, conn)
 }
 
 func TestProxyDropsReplies(t *testing.T) {
