@@ -1,0 +1,86 @@
+// Package redisstream publishes to Redis Streams and consumes from them.
+//
+// Publisher is a Watermill message.Publisher and an outbox.BatchPublisher, so a
+// relay sends a thousand events in one round trip and learns what became of
+// each. Subscriber is a Watermill message.Subscriber: a member of a consumer
+// group. Both speak the wire format of watermill-redisstream, so the stock
+// publisher and subscriber may stand on either side.
+//
+//	client := redis.NewClient(&redis.Options{Addr: "localhost:6379"}) // go-redis v9; stays yours to close
+//
+//	publisher, err := redisstream.NewPublisher(redisstream.PublisherConfig{Client: client})
+//	relay, err := outbox.NewRelay(pool, publisher, outbox.RelayConfig{Name: "redis"})
+//
+//	subscriber, err := redisstream.NewSubscriber(redisstream.SubscriberConfig{
+//		Client:   client,
+//		Group:    "billing",
+//		Consumer: os.Getenv("POD_NAME"), // the same after a restart; may be left out
+//	})
+//	router, err := handlers.NewRouter(subscriber, handlers.Config{...})
+//
+// One topic is one stream; its name is the topic's. The server must be Redis
+// 6.2 or newer (XAUTOCLAIM). An ACL user of a publisher needs EVAL, EVALSHA and
+// XADD; one of a subscriber those two and XREADGROUP, XACK, XCLAIM, XAUTOCLAIM,
+// XPENDING, XGROUP and, with FromNow, XINFO.
+//
+// # Guarantees
+//
+//  1. Each message of a batch has an exact result, also when Redis refuses one
+//     in the middle. TestPublishBatch, TestPublishBatchStopsAtFirstFailure
+//  2. After a message that was not added, no later one of its key is sent in the
+//     same call (outbox.BatchContract.StopsKeyAtFirstFailure), whatever the
+//     failure: a refusal, a lost answer, a size over the limit.
+//     TestPublishBatchStopsAtFirstFailure, TestPublishBatchLostReplyIsUnknown,
+//     TestPublishBatchSortsOutTooLarge
+//  3. Nothing is sent twice by one call: go-redis' retries are kept away from it,
+//     however the client is set. TestPublishBatchLostReplyIsUnknown
+//  4. A call ends with its deadline or its context, even if the server has
+//     stopped answering and the client does not heed contexts; and what was not
+//     sent by then is not sent later. TestPublishBatchHonoursDeadlineOnStall,
+//     TestPublishBatchSendsNothingAfterDeadline
+//  5. What is about the server and not about the message (no connection, no
+//     memory, read-only, loading) is outbox.ErrUnavailable; what will never be
+//     accepted is outbox.Permanent. TestPublishBatchOnSickServer,
+//     TestPublishBatchConnectionRefused, TestJudge
+//  6. The wire format is that of watermill-redisstream v1.4.5, both ways.
+//     TestStockSubscriberReadsOurs, TestWeReadStockPublishers, TestMetadataRoundTrip
+//  7. A single consumer gets the entries of a stream in order; one that was
+//     nacked comes again before any other. TestSubscriberDeliversInOrder,
+//     TestNackComesAgainFirst
+//  8. No entry is lost: not by a consumer that is killed, nor by one that
+//     restarts under its name, an answer that is lost, a server that is killed
+//     and comes back with its data. TestKilledConsumersEntryIsClaimed,
+//     TestRestartedConsumerGetsItsOwnFirst, TestLostReplyOfReadLosesNothing,
+//     TestServerKilledInMidRun
+//  9. An entry whose handler is slow is not handled by anybody else meanwhile.
+//     TestSlowHandlerRunsOnce. Should it be taken all the same (this process had
+//     been stopped), the handler's context says so. TestClaimedAwayCancelsTheHandler
+//  10. An entry that cannot be read is handed over as a message with
+//     HeaderUndecodable and stops nobody. TestUndecodableEntryIsHandedOver, FuzzDecode
+//  11. A stream or group that was removed is created again, and loses nothing of
+//     what the stream holds. TestLostGroupIsHealed, TestSubscribeFromNow
+//  12. Close acknowledges what the handler in flight has done and gives back the
+//     rest at once. It may be called at any time, any number of times; no
+//     goroutine outlives it, except for a handler that never returns.
+//     TestCloseWaitsForTheHandler, TestCloseGivesBack, TestCloseGivesUpOnStuckHandler,
+//     TestCloseAtAnyTime, TestRouterCloseRepeatsNothing
+//  13. Your client is never closed. TestPublish, TestCloseAtAnyTime
+//
+// # Not promised
+//
+//   - Redis replicates asynchronously: a fail-over may lose entries that were
+//     added and acknowledged, and brings back acknowledged ones. How much a crash
+//     of a single server loses is its appendfsync.
+//   - Order over several consumers of a group, or over a take-over of a dead
+//     consumer's entries: others may have gone on with later ones.
+//   - Exactly once: an outbox.Unknown message that is sent again may stand in the
+//     stream twice, under two entry ids and one message UUID.
+//   - Room: nothing here trims a stream. Never set MAXLEN, which drops what no
+//     group has read; XTRIM MINID below the oldest entry that any group still
+//     needs is safe. An entry that was trimmed while it was pending is gone: it
+//     is logged and passed over.
+//   - A delivery count that survives everything: Redis keeps it per group, and
+//     forgets it with the group.
+//   - Housekeeping after killed consumers: their names, if they were made by us,
+//     stay in the group (XINFO CONSUMERS) until XGROUP DELCONSUMER; harmless.
+package redisstream
