@@ -44,8 +44,13 @@ func checkCommittable(ctx context.Context, tx pgx.Tx) error {
 	if ctx.Err() != nil {
 		return fmt.Errorf("InTx: rolled back, because ctx ended before the commit: %w", endOf(ctx))
 	}
-	if conn := tx.Conn(); conn != nil && conn.IsClosed() {
-		return fmt.Errorf("InTx: rolled back, because the connection was lost before the commit: %w", pgconn.ErrConnClosed)
+	if conn := tx.Conn(); conn != nil {
+		if conn.IsClosed() {
+			return fmt.Errorf("InTx: rolled back, because the connection was lost before the commit: %w", pgconn.ErrConnClosed)
+		}
+		if conn.PgConn().IsBusy() {
+			return errors.New("InTx: rolled back, because the connection is busy with rows that fn has left open: close them, or read them to their end")
+		}
 	}
 	switch txStatus(tx) {
 	case statusAborted:
@@ -65,8 +70,6 @@ func commit(ctx context.Context, tx pgx.Tx, published []uuid.UUID) error {
 	switch {
 	case err == nil:
 		return nil
-	case pgconn.SafeToRetry(err):
-		return fmt.Errorf("InTx: rolled back, because COMMIT could not be sent; if the connection is busy, fn has left rows open, close them: %w", err)
 	case rolledBack(err):
 		return fmt.Errorf("InTx: the transaction was rolled back at its commit: %w", err)
 	}
@@ -77,10 +80,8 @@ func commit(ctx context.Context, tx pgx.Tx, published []uuid.UUID) error {
 }
 
 // rolledBack tells whether an error of Commit leaves no doubt that nothing was
-// committed. That is so in three cases only:
+// committed. That is so in two cases only:
 //
-//   - pgx did not send COMMIT (the connection was known to be broken, or busy with
-//     rows that were left open); it then closes the connection;
 //   - the server answered ROLLBACK to COMMIT;
 //   - the server answered with an ERROR. PostgreSQL raises one only before its
 //     commit record is written: what fails after that is a PANIC of the server.
@@ -90,8 +91,12 @@ func commit(ctx context.Context, tx pgx.Tx, published []uuid.UUID) error {
 // classes of ERROR that stand for a lost answer further on, as proxies and
 // foreign servers report it: 08 (connection), 57P (shutdown), and 40003
 // (statement completion unknown).
+//
+// pgconn.SafeToRetry is no help: pgx 5.12 says that nothing was sent ("conn
+// closed") also when the connection breaks while the answer is read. What keeps
+// COMMIT from being sent is found by checkCommittable.
 func rolledBack(err error) bool {
-	if errors.Is(err, pgx.ErrTxCommitRollback) || pgconn.SafeToRetry(err) {
+	if errors.Is(err, pgx.ErrTxCommitRollback) {
 		return true
 	}
 	var pg *pgconn.PgError

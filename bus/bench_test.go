@@ -1,0 +1,68 @@
+package bus
+
+import (
+	"context"
+	"testing"
+
+	"github.com/jackc/pgx/v5"
+
+	"github.com/postbus/postbus/events"
+)
+
+// discard is a log that keeps nothing: what is measured is the bus alone.
+type discard struct{}
+
+func (discard) Append(context.Context, pgx.Tx, ...events.DomainEvent) error { return nil }
+func (discard) Wake()                                                       {}
+
+// offlineTx is a transaction without a server.
+type offlineTx struct{ pgx.Tx }
+
+func (offlineTx) Conn() *pgx.Conn                { return nil }
+func (offlineTx) Commit(context.Context) error   { return nil }
+func (offlineTx) Rollback(context.Context) error { return pgx.ErrTxClosed }
+
+type offlineDB struct{}
+
+func (offlineDB) BeginTx(context.Context, pgx.TxOptions) (pgx.Tx, error) { return offlineTx{}, nil }
+
+// BenchmarkPublish is one Publish with a handler of each kind, in an InTx that
+// talks to no server.
+func BenchmarkPublish(b *testing.B) {
+	eventBus, err := newBus(discard{}, Config{})
+	if err != nil {
+		b.Fatal(err)
+	}
+	calls := 0
+	SubscribeInTx(eventBus, func(context.Context, pgx.Tx, events.Event[orderPlaced]) error { calls++; return nil })
+	SubscribeAfterCommit(eventBus, func(context.Context, events.Event[orderPlaced]) error { calls++; return nil })
+	publish := func(ctx context.Context, tx pgx.Tx) error { return eventBus.Publish(ctx, tx, orderPlaced{"1", 100}) }
+	b.ReportAllocs()
+	for b.Loop() {
+		if err := InTx(context.Background(), offlineDB{}, publish); err != nil {
+			b.Fatal(err)
+		}
+	}
+}
+
+// BenchmarkCallInTx is the way from the plain core to one typed handler.
+func BenchmarkCallInTx(b *testing.B) {
+	r := &typedRoute[orderPlaced]{}
+	calls := 0
+	r.inTx = append(r.inTx, func(context.Context, pgx.Tx, events.Event[orderPlaced]) error { calls++; return nil })
+	ctx := context.Background()
+	var d delivery
+	e, err := events.New(ctx, order(1))
+	if err != nil {
+		b.Fatal(err)
+	}
+	if d, err = r.deliver(order(1), e); err != nil {
+		b.Fatal(err)
+	}
+	b.ReportAllocs()
+	for b.Loop() {
+		if err := d.callInTx(ctx, 0, nil); err != nil {
+			b.Fatal(err)
+		}
+	}
+}

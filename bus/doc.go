@@ -1,0 +1,85 @@
+// Package bus publishes typed events inside the transaction that makes them true,
+// and hands them to handlers in this process.
+//
+// In order of use:
+//
+//	log, err := outbox.NewLog(outbox.LogConfig{})
+//	eventBus, err := bus.New(log, bus.Config{})
+//
+//	bus.SubscribeInTx(eventBus, stock.Reserve)         // func(ctx, pgx.Tx, events.Event[order.Placed]) error
+//	bus.SubscribeAfterCommit(eventBus, cache.Forget)   // func(ctx, events.Event[order.Placed]) error
+//
+//	err = bus.InTx(ctx, pool, func(ctx context.Context, tx pgx.Tx) error {
+//		if err := orders.Insert(ctx, tx, o); err != nil {
+//			return err
+//		}
+//		return eventBus.Publish(ctx, tx, order.Placed{OrderID: o.ID})
+//	})
+//
+// Published events stand in the outbox, from where a relay takes them to a
+// broker. An in-tx handler is part of the transaction: it writes through it, may
+// publish further events in it, and may refuse it. An after-commit handler is told
+// of what is committed.
+//
+// Handlers are found by an event's wire name and version, exactly: a handler of
+// version 2 does not get version 1. One Go type stands for a name and version on
+// a bus; an event of it is handed over as it is, and an envelope without a Go type
+// ([events.Raw]) is decoded into it.
+//
+// # Guarantees
+//
+//  1. An event is in the log if and only if its transaction committed, and so is
+//     what in-tx handlers wrote (TestPublishCommits, TestRollbackAnnouncesNothing,
+//     TestPanicInFnRollsBackAndGoesOn, TestGoexitCommitsNothing).
+//  2. All events of one Publish stand in the log in their order, and before those
+//     that their handlers publish (TestOrderInTheLog).
+//  3. What is announced after a commit is what is in the log, in its order of
+//     publication, savepoints included, to any depth
+//     (TestAnnouncedIsWhatIsCommitted, TestSavepoints).
+//  4. Nothing is announced unless the commit is known; if its answer is lost, the
+//     error says so and nothing is done twice (TestCommitUnknown,
+//     TestCommitUnknownAndNotCommitted, TestRolledBackIsCertain).
+//  5. A Publish that failed is not committed around: its InTx rolls back, even if
+//     the error was dropped, unless a savepoint has undone it
+//     (TestFailedPublishDooms, TestFailedPublishInSavepoint,
+//     TestSavepointRollsBackUnderAnEndedContext).
+//  6. InTx returns nil once the commit is known, whatever after-commit handlers do;
+//     the caller's cancel does not reach them (TestAfterCommitErrorsGoToTheHook,
+//     TestAfterCommitContext, TestAfterCommitGoexit).
+//  7. A transaction whose ctx has ended before COMMIT is not committed
+//     (TestEndedContextIsNotCommitted).
+//  8. An attempt of RetryConflicts knows nothing of the one before
+//     (TestRetryStartsClean, TestRetryOfSerializationFailureAtCommit,
+//     TestRetryOfDeadlock, TestRetryIsBounded).
+//  9. A panic of a handler is an error with a stack; no error is lost
+//     (TestHandlerPanicIsAnError, TestHandlerErrorRollsBack).
+//  10. Events published by handlers carry the correlation of the event handled, and
+//     its id as causation (TestCorrelationAndCausation).
+//  11. Handlers that publish in a circle are stopped, and the circle is named
+//     (TestCycleIsNamed, TestCycleAfterCommit).
+//  12. A bad event is refused before anything is written, all of a call together
+//     (TestRefusedBeforeAnythingIsWritten, TestPublishedTypesAreChecked); bad wiring
+//     at the start (TestWiringFaultsPanicAtTheStart); what types can tell apart, by
+//     the compiler (TestWrongKindDoesNotCompile).
+//  13. No name of a Go type is on the wire or in a subscription
+//     (TestRenamedGoTypeChangesNothing).
+//  14. Subscribing and publishing from many goroutines is safe, and no lock is held
+//     while a handler runs (TestSubscribeWhilePublishing).
+//
+// # Not promised
+//
+// After-commit handlers are best effort: a process that dies after the commit
+// does not call them, and nobody tries again.
+//
+// Savepoints made by SQL text (SAVEPOINT, ROLLBACK TO) are not seen: what is
+// undone that way is announced all the same. So is a transaction that fn ends and
+// begins anew by SQL text.
+//
+// A transaction serves one goroutine. Neither fn nor a handler may share its tx
+// with goroutines it starts, or keep it.
+//
+// Handlers get the event by value, not a deep copy: slices, maps and pointers in
+// it are shared with the publisher and with each other. They are read only, for
+// the publisher too, until InTx has returned. Fields that JSON leaves out reach
+// handlers in this process only.
+package bus
