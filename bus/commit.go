@@ -22,6 +22,10 @@ var ErrCommitUnknown = errors.New("it is not known whether the transaction was c
 // CommitUnknownError says that COMMIT was sent and no answer came: the
 // transaction is committed or rolled back, and only the database knows. Whoever
 // does the work again without looking may do it twice, with events of new ids.
+//
+// The server may still be at it: a look that finds nothing is conclusive once a
+// row that fn had locked can be locked again. The log keeps events until its
+// retention removes them.
 type CommitUnknownError struct {
 	EventIDs []uuid.UUID // of the events published: in the outbox all of them, or none
 	Err      error       // what came instead of an answer

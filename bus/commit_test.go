@@ -136,7 +136,7 @@ func TestOutlast(t *testing.T) {
 		if patient.Err() != nil {
 			t.Fatal("ended early")
 		}
-		time.Sleep(1)
+		time.Sleep(time.Nanosecond)
 		synctest.Wait()
 		if cause := context.Cause(patient); !errors.Is(cause, tired) || !errors.Is(cause, context.Canceled) {
 			t.Fatalf("cause %v", cause)

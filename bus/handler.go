@@ -90,7 +90,7 @@ func (b *EventBus) handleInTx(ctx context.Context, tx pgx.Tx, s *scope, d delive
 	var faults []error
 	for i, name := range names {
 		err := protect(name, e.EventID, func() error { return d.callInTx(ctx, i, tx) }, func() {})
-		aborted := txStatus(tx) == statusAborted
+		aborted := !s.ended && txStatus(tx) == statusAborted
 		if err == nil && aborted {
 			err = errLeftAborted
 		}

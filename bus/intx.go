@@ -19,13 +19,14 @@ type TxBeginner interface {
 // ErrDoomed is wrapped by a *[DoomedError].
 var ErrDoomed = errors.New("the transaction was doomed")
 
-// DoomedError says why InTx rolled back although fn returned nil.
+// DoomedError says why InTx rolled back although fn returned nil, or why a
+// transaction of the caller's must be rolled back although all handlers returned nil.
 type DoomedError struct {
 	Err error // usually what a Publish had returned to fn or a handler, which went on
 }
 
 func (e *DoomedError) Error() string {
-	return fmt.Sprintf("%v and is rolled back, although nil was returned: return the error, or keep what may fail in a savepoint (pgx.BeginFunc): %v", ErrDoomed, e.Err)
+	return fmt.Sprintf("%v, although nil was returned: return the error, or keep what may fail in a savepoint (pgx.BeginFunc): %v", ErrDoomed, e.Err)
 }
 
 // Unwrap gives ErrDoomed and the cause.
@@ -38,10 +39,9 @@ func (e *DoomedError) Unwrap() []error { return []error{ErrDoomed, e.Err} }
 // fn gets the transaction, a whole pgx.Tx. Its savepoints (tx.Begin,
 // pgx.BeginFunc, to any depth) are followed: what is published in one that is
 // rolled back is not announced. Savepoints made by SQL text are not seen. Commit
-// and Rollback of tx are InTx's to call. The ctx that fn gets is the caller's, and
-// knows the transaction; it is to be passed on. Neither tx nor handlers' work on
-// it may be shared with goroutines that fn starts: a transaction is one
-// conversation on one connection.
+// and Rollback of tx are InTx's to call, not fn's. The ctx that fn gets is the caller's, and
+// knows the transaction; it is to be passed on. tx may not be shared with
+// goroutines that fn starts: a transaction is one conversation on one connection.
 //
 // It rolls back, and nothing is announced:
 //
@@ -117,7 +117,7 @@ func attempt(ctx context.Context, db TxBeginner, opts pgx.TxOptions, fn func(con
 		return err
 	}
 	if err := s.doom(); err != nil {
-		return fmt.Errorf("InTx: %w", err)
+		return fmt.Errorf("InTx: rolled back: %w", err)
 	}
 	if err := checkCommittable(ctx, tx); err != nil {
 		return err

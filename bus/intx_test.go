@@ -11,6 +11,7 @@ import (
 	"github.com/jackc/pgx/v5/pgconn"
 	"github.com/jackc/pgx/v5/pgxpool"
 
+	"github.com/postbus/postbus/events"
 	"github.com/postbus/postbus/internal/testkit"
 )
 
@@ -92,6 +93,12 @@ func TestFnMustNotEndTheTransaction(t *testing.T) {
 		_, err := tx.Query(ctx, "SELECT generate_series(1, 1000)") // never closed
 		return err
 	}), nil, "rows that fn has left open")
+	SubscribeInTx(w.bus, func(ctx context.Context, tx pgx.Tx, e events.Event[mailSent]) error {
+		return tx.Rollback(ctx)
+	})
+	says(t, run(func(ctx context.Context, tx pgx.Tx) error {
+		return w.bus.Publish(ctx, tx, mailSent{"1"})
+	}), ErrDoomed, "called Rollback")
 	equal(t, w.loggedKeys())
 	announced.want(t)
 }

@@ -20,6 +20,7 @@ import (
 type scope struct {
 	conn     *pgx.Conn // identifies the transaction behind a wrapper of the user's
 	borrowed bool      // somebody else commits it
+	ended    bool      // fn or a handler has rolled it back: its connection may be somebody else's by now
 	closed   atomic.Bool
 
 	chain *link // the innermost event being handled; nil outside handlers

@@ -43,6 +43,7 @@ func (t *followedTx) Commit(context.Context) error {
 func (t *followedTx) Rollback(ctx context.Context) error {
 	err := rollback(ctx, t.Tx)
 	if !errors.Is(err, pgx.ErrTxClosed) {
+		t.scope.ended = true
 		t.scope.doomed(errRollbackInside)
 	}
 	return err
@@ -102,8 +103,8 @@ const (
 	statusAborted = 'E' // a statement has failed; only a rollback helps
 )
 
-// txStatus is the state of a transaction after its last statement, without asking
-// the server; 0 if tx has no connection, as a fake may.
+// txStatus is the state of an open transaction after its last statement, without
+// asking the server; 0 if tx has no connection, as a fake may.
 func txStatus(tx pgx.Tx) byte {
 	conn := tx.Conn()
 	if conn == nil || conn.PgConn() == nil {
