@@ -85,10 +85,16 @@ type route struct {
 
 func (l *Log) route(e *events.DomainEvent) (route, error) {
 	topic := l.topic(e.EventType)
-	if !topicName.MatchString(topic) {
+	if !usableTopic(topic) {
+		if err := e.Validate(); err != nil { // the event type may be what is wrong
+			return route{}, err
+		}
 		return route{}, fmt.Errorf("append %s: its topic %.80q is not usable: LogConfig.Topic must give 1 to 249 letters, digits, dots, dashes or underscores", evError(e), topic)
 	}
 	key := e.Key()
+	if key == "" { // which is no part of the document, so that encoding does not look
+		return route{}, e.Validate()
+	}
 	return route{slot: slotOf(key), topic: topic, key: key, headers: traceHeaders(e.Metadata)}, nil
 }
 
@@ -96,8 +102,8 @@ func (l *Log) route(e *events.DomainEvent) (route, error) {
 func (l *Log) encode(dst []byte, e *events.DomainEvent) ([]byte, error) {
 	start := len(dst)
 	dst, err := e.AppendTo(dst)
-	if n := len(dst) - start; err == nil && n > l.maxBytes {
-		err = &events.TooLargeError{EventType: e.EventType, EventID: e.EventID, Size: n, Limit: l.maxBytes}
+	if err == nil {
+		err = e.CheckSize(len(dst)-start, l.maxBytes)
 	}
 	return dst, err
 }

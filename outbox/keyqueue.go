@@ -32,7 +32,10 @@ func (q *keyQueue) insert(it *item) {
 }
 
 func (q *keyQueue) remove(it *item) {
-	if i := slices.Index(q.items, it); i >= 0 {
+	if len(q.items) > 0 && q.items[0] == it { // the rule; long queues are not moved then
+		q.items[0] = nil
+		q.items = q.items[1:]
+	} else if i := slices.Index(q.items, it); i >= 0 {
 		q.items = slices.Delete(q.items, i, i+1)
 	}
 }

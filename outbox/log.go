@@ -4,7 +4,6 @@ import (
 	"errors"
 	"fmt"
 	"hash/fnv"
-	"regexp"
 	"strings"
 
 	"github.com/jackc/pgx/v5"
@@ -84,9 +83,17 @@ func DefaultTopic(eventType string) string {
 	return topic
 }
 
-// Kafka's rule (org.apache.kafka.common.internals.Topic), the strictest of the
-// brokers': nobody's topic can then be a wildcard, a path or a queue argument.
-var topicName = regexp.MustCompile(`^[A-Za-z0-9._-]{1,249}$`)
+// usableTopic is Kafka's rule (org.apache.kafka.common.internals.Topic), the
+// strictest of the brokers': no topic can then be a wildcard, a path or a queue argument.
+func usableTopic(s string) bool {
+	for i := range len(s) {
+		c := s[i]
+		if !(c >= 'a' && c <= 'z' || c >= 'A' && c <= 'Z' || c >= '0' && c <= '9' || c == '.' || c == '_' || c == '-') {
+			return false
+		}
+	}
+	return s != "" && len(s) <= 249 && s != "." && s != ".."
+}
 
 // slotOf is the slot of a partition key: FNV-1a, 32 bit, modulo Slots. It is part
 // of the stored format and never changes.

@@ -28,11 +28,15 @@ func (l *lane) settle(batch []*item, results []Result, probe bool) {
 
 	l.mu.Lock()
 	var touched []*keyQueue
+	var unsent []*item
 	for i, it := range batch {
 		q := l.keys[keyOf(it)]
-		if results[i].Status == Done {
+		switch {
+		case results[i].Status == Done:
 			l.sent(it, q)
-		} else {
+		case results[i].Status == NotAttempted && q == nil:
+			unsent = append(unsent, it) // nothing of its key fails: it flows on
+		default:
 			q = l.queue(keyOf(it))
 			l.failed(it, q, results[i], counts, now)
 		}
@@ -43,6 +47,9 @@ func (l *lane) settle(batch []*item, results []Result, probe bool) {
 	for _, q := range touched {
 		q.busy = false
 		l.settleQueue(q)
+	}
+	if len(unsent) > 0 {
+		l.fifo = append(unsent, l.fifo...)
 	}
 	l.mu.Unlock()
 	l.t.progress()

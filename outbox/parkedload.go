@@ -23,9 +23,9 @@ func (t *tenure) loadParked(hard context.Context) error {
 	if err != nil {
 		return err
 	}
-	t.parked = make(map[int64]*item, len(items))
+	t.parked, t.parkedKeys = make(map[int64]*item, len(items)), map[laneKey]int{}
 	for _, it := range items {
-		t.parked[it.LogID] = it
+		t.keepParked(it)
 		t.laneOf(it.Key).add(it)
 	}
 	return nil

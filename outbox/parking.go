@@ -42,8 +42,12 @@ func (t *tenure) toPark(items []*item, bytes int, ended bool) (chosen []*item, u
 	}
 	failing, unavailable := t.health.verdict()
 	alone := i == len(items) && ended && !unavailable && (failing < outageKeys || t.moreWaits())
+	blocked := map[laneKey]bool{}
 	for j, it := range chosen {
-		if it.retry == nil || it.giveUp || t.health.accepts(it.failedAt) || alone && it.tries >= triesBeforeParking {
+		k := keyOf(it)
+		waits := it.retry == nil && (blocked[k] || t.parkedKeys[k] > 0)
+		if waits || it.giveUp || it.retry != nil && (t.health.accepts(it.failedAt) || alone && it.tries >= triesBeforeParking) {
+			blocked[k] = true
 			continue
 		}
 		// It may be the broker. What stands before it can go.
@@ -117,7 +121,7 @@ func (t *tenure) parkedNow(it *item) {
 	l := t.laneOf(it.Key)
 	l.replace(it, p)
 	it.state.Store(stSettled)
-	t.parked[p.LogID] = p
+	t.keepParked(p)
 	if p.giveUp {
 		t.log.Warn("event given up", "relay", t.cfg.Name, "log_id", p.LogID, "event_id", p.EventID, "event_type", p.EventType, "attempts", p.attempts, "error", p.lastErr, "key_blocked", t.cfg.Policy == BlockKey)
 		t.afterGiveUp(p)
@@ -127,8 +131,23 @@ func (t *tenure) parkedNow(it *item) {
 // afterGiveUp lets the key go on, now that the giving up is committed, if that is the policy.
 func (t *tenure) afterGiveUp(p *item) {
 	if t.cfg.Policy == SkipKey {
-		delete(t.parked, p.LogID)
+		t.dropParked(p)
 		t.laneOf(p.Key).remove(p)
+	}
+}
+
+// keepParked and dropParked keep account of the parked events that stand in lanes.
+func (t *tenure) keepParked(p *item) {
+	t.parked[p.LogID] = p
+	t.parkedKeys[keyOf(p)]++
+}
+
+func (t *tenure) dropParked(p *item) {
+	delete(t.parked, p.LogID)
+	if k := keyOf(p); t.parkedKeys[k] > 1 {
+		t.parkedKeys[k]--
+	} else {
+		delete(t.parkedKeys, k)
 	}
 }
 
@@ -215,9 +234,12 @@ func (t *tenure) completed(done []completion) {
 	t.lastLink = time.Now()
 	hit(fpAfterComplete)
 	for _, c := range done {
+		if t.parked[c.it.LogID] != c.it {
+			continue // discarded meanwhile
+		}
 		switch c.kind {
 		case doneSent:
-			delete(t.parked, c.it.LogID)
+			t.dropParked(c.it)
 		case doneGivenUp:
 			t.log.Warn("event given up", "relay", t.cfg.Name, "log_id", c.it.LogID, "event_id", c.it.EventID, "event_type", c.it.EventType, "attempts", c.attempts, "error", c.lastErr, "key_blocked", t.cfg.Policy == BlockKey)
 			t.afterGiveUp(c.it)

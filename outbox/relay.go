@@ -127,8 +127,11 @@ type shift struct {
 func (s *shift) once(ctx context.Context) error {
 	cfg := s.relay.cfg
 	l := newLease(s.db, cfg.Name, allSlots, s.holder, cfg.Lease)
-	if err := s.standBy(ctx, l); err != nil || ctx.Err() != nil {
+	if err := s.standBy(ctx, l); err != nil {
 		return err
+	}
+	if ctx.Err() != nil {
+		return l.giveUp(ctx) // it may just have been taken
 	}
 	hit(fpLeaseTaken)
 	// The work outlives ctx by the drain, and not the lease.

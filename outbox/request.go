@@ -131,7 +131,7 @@ func (p *plan) tell(t *tenure) {
 		gone[id] = true
 	}
 	for _, it := range p.frozen {
-		delete(t.parked, it.LogID)
+		t.dropParked(it)
 		t.laneOf(it.Key).remove(it)
 	}
 	for _, fresh := range p.replayed {
@@ -147,7 +147,7 @@ func (p *plan) tell(t *tenure) {
 		fresh.replays++
 		fresh.attempts, fresh.retry, fresh.giveUp = 0, nil, false
 		_ = t.markReplayed(fresh)
-		t.parked[fresh.LogID] = fresh
+		t.keepParked(fresh)
 		l.add(fresh)
 		l.wake()
 	}

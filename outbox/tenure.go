@@ -43,8 +43,9 @@ type tenure struct {
 	completions []completion // of parked events, not yet written
 
 	// What follows belongs to loop.
-	parked      map[int64]*item
-	active      bool // a round is being read and published
+	parked      map[int64]*item // those that stand in lanes
+	parkedKeys  map[laneKey]int // how many of each key
+	active      bool            // a round is being read and published
 	stopReading context.CancelFunc
 	settled     int // items at the front of the window known to be settled
 	lastLink    time.Time
