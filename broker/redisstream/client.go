@@ -2,7 +2,6 @@ package redisstream
 
 import (
 	"context"
-	"errors"
 	"fmt"
 	"time"
 
@@ -30,41 +29,43 @@ func runOnce(ctx context.Context, client redis.UniversalClient, build func(redis
 }
 
 // clientFaults are the settings of a client under which this package cannot
-// keep what it promises. A client of another type than go-redis' own cannot be
-// looked into and is taken as it is.
-func clientFaults(client redis.UniversalClient) []error {
-	var readTimeout, writeTimeout time.Duration
+// keep what it promises; config is the name of the Config that holds it. A
+// client of another type than go-redis' own cannot be looked into and is taken
+// as it is.
+func clientFaults(config string, client redis.UniversalClient) (faults []error) {
+	fault := func(format string, args ...any) {
+		faults = append(faults, fmt.Errorf("%s.Client "+format, append([]any{config}, args...)...))
+	}
+	timeouts := func(read, write time.Duration) {
+		// go-redis keeps "no timeout" as 0 and "no deadlines at all" as -1.
+		if read <= 0 || write <= 0 {
+			fault("has its ReadTimeout or WriteTimeout switched off, so that a server that stops answering would hold " +
+				"goroutines and connections for ever: leave both at go-redis' default, or set them")
+		}
+	}
 	switch c := client.(type) {
 	case nil:
-		return []error{errors.New("Client is nil: give a client of go-redis v9, such as redis.NewClient(...)")}
+		fault("is nil: give a client of go-redis v9, such as redis.NewClient(...)")
 	case *redis.Client:
 		if c == nil {
-			return []error{errors.New("Client is a nil *redis.Client: give the result of redis.NewClient(...)")}
+			fault("is a nil %T: give the result of redis.NewClient(...)", c)
+			return faults
 		}
-		readTimeout, writeTimeout = c.Options().ReadTimeout, c.Options().WriteTimeout
+		timeouts(c.Options().ReadTimeout, c.Options().WriteTimeout)
 	case *redis.ClusterClient:
 		if c == nil {
-			return []error{errors.New("Client is a nil *redis.ClusterClient: give the result of redis.NewClusterClient(...)")}
+			fault("is a nil %T: give the result of redis.NewClusterClient(...)", c)
+			return faults
 		}
 		o := c.Options()
-		readTimeout, writeTimeout = o.ReadTimeout, o.WriteTimeout
+		timeouts(o.ReadTimeout, o.WriteTimeout)
 		if o.ReadOnly || o.RouteByLatency || o.RouteRandomly {
-			return []error{errors.New("Client reads from replicas (ReadOnly, RouteByLatency or RouteRandomly), " +
-				"whose pending entries are behind the master's: give a client without these options")}
+			fault("reads from replicas (ReadOnly, RouteByLatency or RouteRandomly), whose pending entries are behind " +
+				"the master's: give a client without these options")
 		}
 	case *redis.Ring:
-		return []error{errors.New("Client is a *redis.Ring, which moves a stream to another server while one is down, " +
-			"so that its entries lie in two places: give a *redis.Client or a *redis.ClusterClient")}
-	default:
-		return nil
-	}
-	var faults []error
-	// go-redis keeps "no timeout" as 0 and "no deadlines at all" as -1.
-	for name, timeout := range map[string]time.Duration{"ReadTimeout": readTimeout, "WriteTimeout": writeTimeout} {
-		if timeout <= 0 {
-			faults = append(faults, fmt.Errorf("Client has its %s switched off, so that a server that stops answering "+
-				"would hold goroutines and connections for ever: leave it at go-redis' default of 5s, or set one", name))
-		}
+		fault("is a %T, which moves a stream to another server while one is down, so that its entries lie in two "+
+			"places: give a *redis.Client or a *redis.ClusterClient", c)
 	}
 	return faults
 }

@@ -18,8 +18,9 @@
 //	})
 //	router, err := handlers.NewRouter(subscriber, handlers.Config{...})
 //
-// One topic is one stream; its name is the topic's. The server must be Redis
-// 6.2 or newer (XAUTOCLAIM). An ACL user of a publisher needs EVAL, EVALSHA and
+// One topic is one stream; its name is the topic's. In a Redis Cluster that is
+// one slot, on one node. The server must be Redis 7.0 or newer: an older one
+// answers XAUTOCLAIM with a null for an entry that was trimmed. An ACL user of a publisher needs EVAL, EVALSHA and
 // XADD; one of a subscriber those two and XREADGROUP, XACK, XCLAIM, XAUTOCLAIM,
 // XPENDING, XGROUP and, with FromNow, XINFO.
 //
@@ -64,7 +65,8 @@
 //     goroutine outlives it, except for a handler that never returns.
 //     TestCloseWaitsForTheHandler, TestCloseGivesBack, TestCloseGivesUpOnStuckHandler,
 //     TestCloseAtAnyTime, TestRouterCloseRepeatsNothing
-//  13. Your client is never closed. TestPublish, TestCloseAtAnyTime
+//  13. All of it on a Redis Cluster too. TestCluster
+//  14. Your client is never closed. TestPublish, TestCloseAtAnyTime
 //
 // # Not promised
 //

@@ -9,9 +9,9 @@ import (
 )
 
 var (
-	// ErrConfig marks every error of NewPublisher and NewSubscriber: the
+	// ErrInvalidConfig marks every error of NewPublisher and NewSubscriber: the
 	// configuration has faults, all of them in the text, each with its field.
-	ErrConfig = errors.New("redisstream: the configuration cannot be used")
+	ErrInvalidConfig = errors.New("the configuration cannot be used")
 
 	// ErrClosed: Publish, PublishBatch or Subscribe was called after Close.
 	ErrClosed = errors.New("redisstream: already closed; make a new one")

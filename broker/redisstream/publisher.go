@@ -61,18 +61,18 @@ const (
 )
 
 // NewPublisher checks the configuration, connects to nothing, and starts no
-// goroutine. The error wraps ErrConfig and names every fault.
+// goroutine. The error wraps ErrInvalidConfig and names every fault.
 func NewPublisher(cfg PublisherConfig) (*Publisher, error) {
-	faults := clientFaults(cfg.Client)
+	faults := clientFaults("PublisherConfig", cfg.Client)
 	if cfg.Timeout < 0 {
-		faults = append(faults, fmt.Errorf("Timeout is %s: give a positive duration, or 0 for %s", cfg.Timeout, defaultTimeout))
+		faults = append(faults, fmt.Errorf("PublisherConfig.Timeout is %s: give a positive duration, or 0 for %s", cfg.Timeout, defaultTimeout))
 	}
 	if cfg.MaxMessageBytes < 0 || cfg.MaxMessageBytes > maxMaxMessageBytes {
-		faults = append(faults, fmt.Errorf("MaxMessageBytes is %d: give a number from 1 to %d, or 0 for %d",
+		faults = append(faults, fmt.Errorf("PublisherConfig.MaxMessageBytes is %d: give a number from 1 to %d, or 0 for %d",
 			cfg.MaxMessageBytes, maxMaxMessageBytes, defaultMaxMessageBytes))
 	}
 	if len(faults) > 0 {
-		return nil, fmt.Errorf("%w: PublisherConfig: %w", ErrConfig, errors.Join(faults...))
+		return nil, fmt.Errorf("redisstream.NewPublisher: %w: %w", ErrInvalidConfig, errors.Join(faults...))
 	}
 	p := &Publisher{client: cfg.Client, timeout: cfg.Timeout, limits: limits{
 		messageBytes: cfg.MaxMessageBytes, chunkMessages: chunkMessages, chunkBytes: chunkBytes}}

@@ -379,13 +379,13 @@ func TestConfigFaults(t *testing.T) {
 		want []string
 	}{
 		{all, []string{"ReadTimeout", "WriteTimeout", "Group", "Start", "MinIdle", "ClaimInterval", "NackDelay", "MaxNackDelay", "CloseTimeout"}},
-		{publisher, []string{"Client is nil", "Timeout", "MaxMessageBytes"}},
+		{publisher, []string{"PublisherConfig.Client is nil", "Timeout", "MaxMessageBytes"}},
 		{ringErr, []string{"Ring"}},
 		{replicaErr, []string{"ReadOnly"}},
 		{typedNil, []string{"nil *redis.Client"}},
 	} {
-		if !errors.Is(tt.err, ErrConfig) {
-			t.Errorf("error is %v, want one that wraps ErrConfig", tt.err)
+		if !errors.Is(tt.err, ErrInvalidConfig) {
+			t.Errorf("error is %v, want one that wraps ErrInvalidConfig", tt.err)
 			continue
 		}
 		for _, want := range tt.want {

@@ -113,15 +113,15 @@ const (
 )
 
 // NewSubscriber checks the configuration, connects to nothing, and starts no
-// goroutine. The error wraps ErrConfig and names every fault.
+// goroutine. The error wraps ErrInvalidConfig and names every fault.
 func NewSubscriber(cfg SubscriberConfig) (*Subscriber, error) {
-	faults := clientFaults(cfg.Client)
+	faults := clientFaults("SubscriberConfig", cfg.Client)
 	if cfg.Group == "" {
-		faults = append(faults, errors.New("Group is empty: name who reads, for example the service; "+
+		faults = append(faults, errors.New("SubscriberConfig.Group is empty: name who reads, for example the service; "+
 			"without a group nobody remembers what was handled"))
 	}
 	if cfg.Start != FromBeginning && cfg.Start != FromNow {
-		faults = append(faults, fmt.Errorf("Start is %d: give FromBeginning or FromNow", cfg.Start))
+		faults = append(faults, fmt.Errorf("SubscriberConfig.Start is %d: give FromBeginning or FromNow", cfg.Start))
 	}
 	orDefault(&cfg.MinIdle, defaultMinIdle)
 	orDefault(&cfg.ClaimInterval, max(cfg.MinIdle/4, time.Millisecond))
@@ -139,11 +139,11 @@ func NewSubscriber(cfg SubscriberConfig) (*Subscriber, error) {
 		{"CloseTimeout", cfg.CloseTimeout, time.Millisecond},
 	} {
 		if d.value < d.least {
-			faults = append(faults, fmt.Errorf("%s is %s: give at least %s, or 0 for the default", d.name, d.value, d.least))
+			faults = append(faults, fmt.Errorf("SubscriberConfig.%s is %s: give at least %s, or 0 for the default", d.name, d.value, d.least))
 		}
 	}
 	if len(faults) > 0 {
-		return nil, fmt.Errorf("%w: SubscriberConfig: %w", ErrConfig, errors.Join(faults...))
+		return nil, fmt.Errorf("redisstream.NewSubscriber: %w: %w", ErrInvalidConfig, errors.Join(faults...))
 	}
 	s := &Subscriber{subs: make(map[*subscription]context.CancelFunc)}
 	if cfg.Consumer == "" {

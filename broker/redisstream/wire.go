@@ -30,9 +30,10 @@ const (
 	HeaderStream = "postbus_stream"
 	// HeaderEntryID: the entry's id in that stream.
 	HeaderEntryID = "postbus_entry_id"
-	// HeaderUndecodable: why the entry could not be read. Set only on a message
-	// that stands in for such an entry: its UUID is derived from stream and entry
-	// id, its payload is RawEntry as JSON. It will never be handled: poison it.
+	// HeaderUndecodable: why the entry could not be read. The message stands in
+	// for that entry: its UUID is derived from stream and entry id, its payload is
+	// a RawEntry in JSON. It will never be handled: poison it. Like any metadata it
+	// stays with the message when somebody publishes that elsewhere.
 	HeaderUndecodable = "postbus_undecodable"
 )
 

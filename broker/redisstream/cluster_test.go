@@ -1,0 +1,84 @@
+package redisstream
+
+import (
+	"context"
+	"net"
+	"slices"
+	"strconv"
+	"strings"
+	"testing"
+
+	"github.com/redis/go-redis/v9"
+
+	"github.com/postbus/postbus/internal/testkit"
+)
+
+// startCluster is two masters that share the slots.
+func startCluster(t *testing.T) *redis.ClusterClient {
+	t.Helper()
+	ctx := context.Background()
+	args := []string{"--cluster-enabled", "yes", "--cluster-config-file", "nodes.conf", "--cluster-node-timeout", "5000"}
+	nodes := []*privateRedis{startRedis(t, args...), startRedis(t, args...)}
+	var clients []*redis.Client
+	for i, n := range nodes {
+		c := n.client()
+		clients = append(clients, c)
+		if err := c.Do(ctx, "cluster", "addslotsrange", i*8192, i*8192+8191).Err(); err != nil {
+			t.Fatal(err)
+		}
+	}
+	if err := clients[0].ClusterMeet(ctx, "127.0.0.1", strconv.Itoa(nodes[1].port)).Err(); err != nil {
+		t.Fatal(err)
+	}
+	for _, c := range clients {
+		testkit.Eventually(t, patience, func() bool {
+			info := c.ClusterInfo(ctx).Val()
+			return strings.Contains(info, "cluster_state:ok") && strings.Contains(info, "cluster_slots_ok:16384")
+		}, "the cluster is complete")
+	}
+	c := redis.NewClusterClient(&redis.ClusterOptions{Addrs: []string{net.JoinHostPort("127.0.0.1", strconv.Itoa(nodes[0].port))}})
+	t.Cleanup(func() { c.Close() })
+	return c
+}
+
+func TestCluster(t *testing.T) {
+	noLeaks(t)
+	c := startCluster(t)
+	p := newPublisher(t, PublisherConfig{Client: c})
+	p.limits.chunkMessages = 4
+	s := newSubscriber(t, SubscriberConfig{Client: c, Consumer: "c1"})
+	topics := []string{"a", "b", "c", "d"} // on both nodes
+	var slots []int64
+	for _, topic := range topics {
+		slots = append(slots, c.ClusterKeySlot(context.Background(), topic).Val()/8192)
+	}
+	if !slices.Contains(slots, 0) || !slices.Contains(slots, 1) {
+		t.Fatalf("all topics are on one node: %v", slots)
+	}
+	msgs := slices.Concat(outboxMessages("a", "k", 6), outboxMessages("b", "k", 6), outboxMessages("c", "k", 6), outboxMessages("d", "k", 6))
+	if got, want := statuses(publishBatch(p, context.Background(), msgs)), strings.Repeat("D", 24); got != want {
+		t.Fatalf("results are %s, want %s", got, want)
+	}
+	for i, topic := range topics {
+		ch := subscribe(t, s, topic)
+		for n := range 6 {
+			m := receive(t, ch)
+			if want := msgs[6*i+n].EventID.String(); m.UUID != want {
+				t.Errorf("message %d of stream %s is %s, want %s", n, topic, m.UUID, want)
+			}
+			if n == 0 {
+				m.Nack() // the scripts
+				m = receive(t, ch)
+			}
+			m.Ack()
+		}
+	}
+	if err := s.Close(); err != nil {
+		t.Error(err)
+	}
+	for _, topic := range topics {
+		if n := pendingCount(t, c, topic); n != 0 {
+			t.Errorf("%d entries of stream %s are pending", n, topic)
+		}
+	}
+}
