@@ -8,6 +8,7 @@ import (
 	"sync"
 
 	"github.com/jackc/pgx/v5"
+	"github.com/jackc/pgx/v5/pgtype"
 
 	"github.com/postbus/postbus/events"
 )
@@ -59,7 +60,7 @@ func (l *Log) appendOne(ctx context.Context, tx pgx.Tx, e *events.DomainEvent) e
 	if err != nil {
 		return err
 	}
-	_, err = tx.Exec(ctx, l.insert, r.slot, int32(e.SchemaVersion), [16]byte(e.EventID), r.topic, e.EventType, r.key, contentType, r.headers, document)
+	_, err = tx.Exec(ctx, l.insert, r.slot, int32(e.SchemaVersion), pgtype.UUID{Bytes: e.EventID, Valid: true}, r.topic, e.EventType, r.key, contentType, r.headers, document)
 	if err != nil {
 		return l.failed(evError(e), 1, err)
 	}
