@@ -91,7 +91,7 @@ func (p *poisoner) handle(msg *message.Message) ([]*message.Message, error) {
 		if msg.Context().Err() != nil {
 			return nil, interrupted(d, err)
 		}
-		if !errors.As(err, &gaveUp) {
+		if !errors.As(err, &gaveUp) { // there is no Retry inside
 			gaveUp = &GaveUpError{max(d.Attempt, 1), err}
 		}
 	}

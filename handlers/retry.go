@@ -161,7 +161,7 @@ func (r *retrier) judge(outer context.Context, c *carried, err error, waits back
 		if c.losses++; c.losses < maxLosses {
 			return err, 0
 		}
-		return &GaveUpError{d.Attempt, fmt.Errorf("lost the connection %d times in a row: %w", c.losses, err)}, 0
+		return &GaveUpError{d.Attempt, fmt.Errorf("lost the connection %d times in a row: %v", c.losses, err)}, 0
 	}
 	if errors.Is(err, ErrPostponed) {
 		return err, 0
