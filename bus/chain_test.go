@@ -44,7 +44,7 @@ func TestCycleIsNamed(t *testing.T) {
 }
 
 func TestSameTypeThreeLevels(t *testing.T) {
-	w := newWorldOn(t, testkit.Postgres(t, testkit.PG15), Config{MaxDepth: 3})
+	w := newWorldAt(t, testkit.PG15, Config{MaxDepth: 3})
 	SubscribeInTx(w.bus, func(ctx context.Context, tx pgx.Tx, e events.Event[orderPlaced]) error {
 		if len(e.Data.OrderID) == 3 {
 			return nil
@@ -64,7 +64,7 @@ func TestSameTypeThreeLevels(t *testing.T) {
 }
 
 func TestLongChainIsNoCycle(t *testing.T) {
-	w := newWorldOn(t, testkit.Postgres(t, testkit.PG15), Config{MaxDepth: 1})
+	w := newWorldAt(t, testkit.PG15, Config{MaxDepth: 1})
 	SubscribeInTx(w.bus, func(ctx context.Context, tx pgx.Tx, e events.Event[orderPlaced]) error {
 		return w.bus.Publish(ctx, tx, stockReserved{"1"})
 	})

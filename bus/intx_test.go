@@ -197,7 +197,7 @@ func smallPool(c *pgxpool.Config) { c.MaxConns = 1 }
 // Handlers after the commit may begin transactions even if there is one
 // connection for all: that of the first is given back.
 func TestConnectionIsGivenBackBeforeTheAnnouncement(t *testing.T) {
-	w := newWorldOn(t, testkit.Postgres(t, testkit.PG15, smallPool), Config{})
+	w := newWorldAt(t, testkit.PG15, Config{}, smallPool)
 	var within notes
 	again(w, &within)
 	w.inTx(func(ctx context.Context, tx pgx.Tx) error { return w.bus.Publish(ctx, tx, order(1)) })

@@ -137,7 +137,7 @@ func TestRetryOfSerializationFailureAtCommit(t *testing.T) {
 
 func TestRetryOfDeadlock(t *testing.T) {
 	fast := func(c *pgxpool.Config) { c.ConnConfig.RuntimeParams["deadlock_timeout"] = "20ms" }
-	w := newWorldOn(t, testkit.Postgres(t, testkit.PG15, fast), Config{})
+	w := newWorldAt(t, testkit.PG15, Config{}, fast)
 	announced := w.announced()
 	w.exec("INSERT INTO " + w.table() + " VALUES ('a', 0), ('b', 0)")
 	var both sync.WaitGroup

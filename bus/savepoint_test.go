@@ -246,17 +246,23 @@ func TestTransactionIsWhole(t *testing.T) {
 func TestBehindPgBouncerAndOn18(t *testing.T) {
 	for _, server := range []testkit.Server{testkit.PgBouncer, testkit.PG18} {
 		t.Run(string(server), func(t *testing.T) {
-			w := newWorldOn(t, testkit.Postgres(t, server), Config{})
+			w := newWorldAt(t, server, Config{})
 			announced := w.announced()
 			w.inTx(func(ctx context.Context, tx pgx.Tx) error {
-				_ = pgx.BeginFunc(ctx, tx, func(tx pgx.Tx) error {
-					return errors.Join(w.bus.Publish(ctx, tx, order(1)), errUndo)
+				err := pgx.BeginFunc(ctx, tx, func(tx pgx.Tx) error {
+					if err := w.bus.Publish(ctx, tx, order(1)); err != nil {
+						return err
+					}
+					return errUndo
 				})
+				if err != errUndo {
+					return err
+				}
 				many := slices.Repeat([]events.Payload{order(2)}, 10)
-				return w.bus.Publish(ctx, tx, many...)
+				return errors.Join(w.bus.Publish(ctx, tx, order(3)), w.bus.Publish(ctx, tx, many...))
 			})
-			announced.want(t, slices.Repeat([]string{"2"}, 10)...)
-			if n := len(w.logged()); n != 10 {
+			announced.want(t, append([]string{"3"}, slices.Repeat([]string{"2"}, 10)...)...)
+			if n := len(w.logged()); n != 11 {
 				t.Fatalf("%d events in the log", n)
 			}
 		})

@@ -57,12 +57,13 @@ type world struct {
 	hook   *hook
 }
 
-func newWorld(t *testing.T) *world { return newWorldOn(t, testkit.Postgres(t, testkit.PG15), Config{}) }
+func newWorld(t *testing.T) *world { return newWorldAt(t, testkit.PG15, Config{}) }
 
-func newWorldOn(t *testing.T, pool *pgxpool.Pool, cfg Config) *world {
+func newWorldAt(t *testing.T, server testkit.Server, cfg Config, options ...func(*pgxpool.Config)) *world {
 	t.Helper()
-	w := &world{t: t, schema: testkit.Schema(t), pool: pool, hook: &hook{}}
-	if err := migrations.Up(t.Context(), pool, w.schema); err != nil {
+	w := &world{t: t, schema: testkit.Schema(t, server), hook: &hook{}}
+	w.pool = testkit.Postgres(t, server, options...)
+	if err := migrations.Up(t.Context(), w.pool, w.schema); err != nil {
 		t.Fatal(err)
 	}
 	log, err := outbox.NewLog(outbox.LogConfig{Schema: w.schema})
