@@ -18,14 +18,21 @@ type once struct{ redis.Cmder }
 
 func (once) NoRetry() bool { return true }
 
-// runOnce sends the command that build queues, once, and waits for its answer;
-// the error is also the command's own.
+// runOnce sends the commands that build queues, once, in one round trip, and
+// waits for the answers. The error is the first of theirs; each has its own too.
 func runOnce(ctx context.Context, client redis.UniversalClient, build func(redis.Pipeliner)) error {
 	queue := client.Pipeline()
 	build(queue)
-	cmd := queue.Cmds()[0]
-	queue.Discard()
-	return client.Process(ctx, once{cmd})
+	cmds := queue.Cmds()
+	if len(cmds) == 1 {
+		return client.Process(ctx, once{cmds[0]})
+	}
+	pipe := client.Pipeline()
+	for _, cmd := range cmds {
+		_ = pipe.Process(ctx, once{cmd}) // queues it
+	}
+	_, err := pipe.Exec(ctx)
+	return err
 }
 
 // clientFaults are the settings of a client under which this package cannot

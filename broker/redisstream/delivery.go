@@ -8,7 +8,7 @@ import (
 )
 
 // closeGrace is what a handler gets after its context was cancelled, and an
-// acknowledgement that Redis does not take; never more than CloseTimeout.
+// acknowledgement that Redis does not answer; never more than CloseTimeout.
 const closeGrace = 2 * time.Second
 
 func (s *subscription) grace() time.Duration { return min(closeGrace, s.of.cfg.CloseTimeout) }
@@ -23,41 +23,38 @@ const (
 	left     // the handler did not come back in time
 )
 
-// deliver has one entry handled, as often as it takes, and acknowledges it.
-// While that lasts, the entry is kept fresh. One of several that may run at
-// the same time, each with an entry of its own.
-func (s *subscription) deliver(base, reading context.Context, e *entry) {
+// deliver has one entry handled, as often as it takes, and says whether it was:
+// then it is to be acknowledged. While that lasts, the entry is kept fresh. One
+// of several that may run at the same time, each with an entry of its own.
+func (s *subscription) deliver(base, reading context.Context, e *entry) bool {
 	fresh := time.NewTicker(s.of.cfg.MinIdle / 3)
 	defer fresh.Stop()
 	pauses := &backoff.ExponentialBackOff{InitialInterval: s.of.cfg.NackDelay, RandomizationFactor: 0.2,
 		Multiplier: 2, MaxInterval: s.of.cfg.MaxNackDelay}
-	for {
+	for !e.lost {
 		switch s.handOver(base, reading, e, fresh.C) {
 		case acked:
-			s.acknowledge(base, reading, e)
-			return
+			return true
 		case nacked:
 			if e.lost {
-				return
+				return false
 			}
 			if !s.pause(base, reading, e, fresh.C, pauses.NextBackOff()) {
 				s.release(base, e)
-				return
+				return false
 			}
 			e.deliveries++
 			s.keep(base, e, e.deliveries)
-			if e.lost {
-				return
-			}
 		case notTaken:
 			s.release(base, e)
-			return
+			return false
 		case left:
 			s.of.abandoned.Add(1)
 			s.log.Warn("a handler has not come back in time to close; the entry stays pending and is delivered again", "entry", e.id)
-			return
+			return false
 		}
 	}
+	return false
 }
 
 // handOver gives the entry to whoever reads the channel, and waits for the answer.
@@ -108,7 +105,8 @@ func (s *subscription) handOver(base, reading context.Context, e *entry, fresh <
 	}
 }
 
-// pause waits before a nacked entry comes again; false if we are to stop first.
+// pause waits before a nacked entry comes again, or is found to be lost; false
+// if we are to stop first.
 func (s *subscription) pause(base, reading context.Context, e *entry, fresh <-chan time.Time, d time.Duration) bool {
 	over := time.NewTimer(d)
 	defer over.Stop()
@@ -117,36 +115,11 @@ func (s *subscription) pause(base, reading context.Context, e *entry, fresh <-ch
 		case <-over.C:
 			return true
 		case <-fresh:
-			s.keep(base, e, nil)
+			if s.keep(base, e, nil); e.lost {
+				return true
+			}
 		case <-reading.Done():
 			return false
 		}
-	}
-}
-
-// acknowledge takes the entry off the group's pending list, however long that
-// takes; when we are to stop, for a little while only. An entry that another
-// consumer has claimed meanwhile is acknowledged all the same: it has been handled.
-func (s *subscription) acknowledge(base, reading context.Context, e *entry) {
-	var giveUp time.Time
-	for {
-		err := s.call(base, 0, func(ctx context.Context) error {
-			return s.of.cfg.Client.XAck(ctx, s.stream, s.of.cfg.Group, e.id).Err()
-		})
-		if err == nil || isGroupLost(err) {
-			return
-		}
-		if reading.Err() != nil {
-			if giveUp.IsZero() {
-				giveUp = time.Now().Add(s.grace())
-			}
-			if time.Now().After(giveUp) {
-				s.log.Warn("an entry was handled but could not be acknowledged; it is delivered again", "entry", e.id, "error", err)
-				return
-			}
-			sleep(base, 50*time.Millisecond)
-			continue
-		}
-		s.broken(reading, err)
 	}
 }

@@ -52,7 +52,7 @@
 //     restarts under its name, an answer that is lost, a server that is killed
 //     and comes back with its data. TestKilledConsumersEntryIsClaimed,
 //     TestRestartedConsumerGetsItsOwnFirst, TestLostReplyOfReadLosesNothing,
-//     TestServerKilledInMidRun
+//     TestServerKilledInMidRun, TestTrimmedInFlight
 //  9. An entry whose handler is slow is not handled by anybody else meanwhile.
 //     TestSlowHandlerRunsOnce. Should it be taken all the same (this process had
 //     been stopped), the handler's context says so. TestClaimedAwayCancelsTheHandler
@@ -80,7 +80,7 @@
 //   - Room: nothing here trims a stream. Never set MAXLEN, which drops what no
 //     group has read; XTRIM MINID below the oldest entry that any group still
 //     needs is safe. An entry that was trimmed while it was pending is gone: it
-//     is logged and passed over.
+//     is logged and passed over (TestTrimmedPendingEntryIsPassedOver).
 //   - A delivery count that survives everything: Redis keeps it per group, and
 //     forgets it with the group.
 //   - Housekeeping after killed consumers: their names, if they were made by us,

@@ -71,6 +71,9 @@ func decodeStringMap(b []byte) (map[string]string, error) {
 	if err != nil {
 		return nil, err
 	}
+	if n < 0 {
+		return nil, errTruncated
+	}
 	m := make(map[string]string, min(n, len(b)/2)) // a pair takes two bytes at least
 	for range n {
 		var name, value string
@@ -126,7 +129,7 @@ func cutString(b []byte) (s string, rest []byte, err error) {
 	if err != nil {
 		return "", nil, err
 	}
-	if n > len(rest) {
+	if n < 0 || n > len(rest) { // below zero where an int has 32 bits
 		return "", nil, errTruncated
 	}
 	return string(rest[:n]), rest[n:], nil

@@ -68,12 +68,14 @@ func (s *subscription) gone(id string) {
 // keepScript sets the idle time of a pending entry, if it is still ours, and
 // its delivery count, if one is given; XCLAIM with JUSTID leaves the count
 // alone otherwise. Without the look at the owner a consumer that had been
-// stopped for a while would take back what another one is handling.
+// stopped for a while would take back what another one is handling. It answers
+// 1, 0 if the entry is another consumer's, -1 if it is not pending at all.
 //
 //	KEYS[1] the stream; ARGV group, consumer, entry id, idle ms, delivery count or ""
 var keepScript = redis.NewScript(`
 local p = redis.call('XPENDING', KEYS[1], ARGV[1], ARGV[3], ARGV[3], 1)
-if #p == 0 or p[1][2] ~= ARGV[2] then return 0 end
+if #p == 0 then return -1 end
+if p[1][2] ~= ARGV[2] then return 0 end
 if ARGV[5] == '' then
   redis.call('XCLAIM', KEYS[1], ARGV[1], ARGV[2], 0, ARGV[3], 'IDLE', ARGV[4], 'JUSTID')
 else
@@ -83,16 +85,17 @@ return 1
 `)
 
 // keep says that e is still being worked on; count, unless nil, is its delivery
-// count. It notes on e when another consumer has taken it. When Redis does not
-// answer, the next tick tries again.
+// count. It notes on e when another consumer has taken it. An entry that was
+// trimmed meanwhile, or whose group is gone, is handled to the end. When Redis
+// does not answer, the next tick tries again.
 func (s *subscription) keep(base context.Context, e *entry, count any) {
 	if count == nil {
 		count = ""
 	}
 	_ = s.call(base, 0, func(ctx context.Context) error {
-		ours, err := keepScript.Run(ctx, s.of.cfg.Client, []string{s.stream},
+		owned, err := keepScript.Run(ctx, s.of.cfg.Client, []string{s.stream},
 			s.of.cfg.Group, s.consumer, e.id, 0, count).Int()
-		if err == nil && ours == 0 && !e.lost {
+		if err == nil && owned == 0 && !e.lost {
 			e.lost = true
 			s.log.Warn("another consumer has claimed an entry that is in flight here, because it could not be kept fresh", "entry", e.id)
 		}

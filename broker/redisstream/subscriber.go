@@ -194,6 +194,9 @@ func (s *Subscriber) Subscribe(ctx context.Context, topic string) (<-chan *messa
 		return nil, fmt.Errorf("subscribe to stream %q: %w", topic, err)
 	}
 	if err := sub.start(reading); err != nil {
+		if reading.Err() != nil && ctx.Err() == nil {
+			err = ErrClosed // meanwhile
+		}
 		s.leave(sub)
 		return nil, fmt.Errorf("subscribe to stream %q in group %q: %w", topic, s.cfg.Group, err)
 	}

@@ -293,6 +293,33 @@ func TestTrimmedPendingEntryIsPassedOver(t *testing.T) {
 	}
 }
 
+// An entry that is trimmed while its handler runs is handled to the end.
+func TestTrimmedInFlight(t *testing.T) {
+	noLeaks(t)
+	c, stream := testkit.Redis(t), testkit.Prefix(t)+"s"
+	publishNumbers(t, newPublisher(t, PublisherConfig{Client: c}), stream, 1, 2)
+	ch := subscribe(t, newSubscriber(t, SubscriberConfig{Client: c, MinIdle: minMinIdle, NackDelay: time.Millisecond}), stream)
+	m := receive(t, ch)
+	if err := c.XTrimMaxLen(context.Background(), stream, 1).Err(); err != nil {
+		t.Fatal(err)
+	}
+	testkit.Eventually(t, patience, func() bool { return pendingCount(t, c, stream) == 0 }, "Redis notices")
+	select {
+	case <-m.Context().Done():
+		t.Errorf("the handler was cancelled: %v", context.Cause(m.Context()))
+	case <-time.After(2 * minMinIdle):
+	}
+	m.Nack()
+	if m = receive(t, ch); m.UUID != "1" {
+		t.Errorf("got message %s, want 1 again", m.UUID)
+	}
+	m.Ack()
+	if m = receive(t, ch); m.UUID != "2" {
+		t.Errorf("got message %s, want 2", m.UUID)
+	}
+	m.Ack()
+}
+
 func TestLostGroupIsHealed(t *testing.T) {
 	noLeaks(t)
 	c, stream := testkit.Redis(t), testkit.Prefix(t)+"s"

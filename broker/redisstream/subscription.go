@@ -14,15 +14,17 @@ import (
 )
 
 // A subscription is one member of the group on one stream. Its goroutine finds
-// the next entry, has it handled, finds the next one. To have several in flight
-// is to call deliver in as many goroutines: everything below it is about one
-// entry only.
+// the next entry, has it handled, acknowledges it and finds the next one. To
+// have several in flight is to call deliver in as many goroutines: all in it is
+// about one entry only.
 type subscription struct {
 	of       *Subscriber
 	stream   string
 	consumer string
 	out      chan *message.Message
 	log      *slog.Logger
+
+	handled string // id of the entry that was handled and is still to be acknowledged
 
 	// what to look at before anything new
 	ownFirst  bool   // our own pending entries, of before a restart or a broken connection
@@ -105,8 +107,11 @@ func (s *subscription) run(base, reading context.Context) {
 			s.release(base, e)
 			break
 		}
-		s.deliver(base, reading, e)
+		if s.deliver(base, reading, e) {
+			s.handled = e.id
+		}
 	}
+	s.acknowledgeLast(base)
 	if s.of.ownName {
 		s.removeConsumer(base)
 	}
@@ -134,9 +139,21 @@ func (s *subscription) next(reading context.Context) *entry {
 	return nil
 }
 
-// fetch looks for one entry: first what is already ours, then what a dead
-// consumer held, then what is new. (nil, nil): there is none as yet.
+// fetch acknowledges the last entry and looks for another one: first what is
+// already ours, then what a dead consumer held, then what is new. (nil, nil):
+// there is none as yet.
 func (s *subscription) fetch(reading context.Context) (*entry, error) {
+	claim := !time.Now().Before(s.nextClaim)
+	if s.handled != "" {
+		if !s.ownFirst && !claim { // the usual case, in one round trip
+			e, some, err := s.read(reading, fromNew, -1)
+			if some || err != nil {
+				return e, err
+			}
+		} else if err := s.acknowledge(reading); err != nil {
+			return nil, err
+		}
+	}
 	if s.ownFirst {
 		e, some, err := s.read(reading, fromStart, -1)
 		if some || err != nil {
@@ -144,7 +161,7 @@ func (s *subscription) fetch(reading context.Context) (*entry, error) {
 		}
 		s.ownFirst = false
 	}
-	if !time.Now().Before(s.nextClaim) {
+	if claim {
 		e, some, err := s.claim(reading)
 		if some || err != nil {
 			return e, err
@@ -155,15 +172,24 @@ func (s *subscription) fetch(reading context.Context) (*entry, error) {
 	return e, err
 }
 
-// read is XREADGROUP of one entry. some says that there was one; e is nil if it
-// had been deleted, which is dealt with here.
+// read is XREADGROUP of one entry, and the XACK of the last one before it, if
+// that is still due. some says that there was one; e is nil if it had been
+// deleted, which is dealt with here.
 func (s *subscription) read(ctx context.Context, from string, block time.Duration) (e *entry, some bool, err error) {
 	var found *redis.XStreamSliceCmd
 	err = s.call(ctx, max(block, 0), func(ctx context.Context) error {
-		return runOnce(ctx, s.of.cfg.Client, func(q redis.Pipeliner) {
+		var ack *redis.IntCmd
+		err := runOnce(ctx, s.of.cfg.Client, func(q redis.Pipeliner) {
+			if s.handled != "" {
+				ack = q.XAck(ctx, s.stream, s.of.cfg.Group, s.handled)
+			}
 			found = q.XReadGroup(ctx, &redis.XReadGroupArgs{Group: s.of.cfg.Group, Consumer: s.consumer,
 				Streams: []string{s.stream, from}, Count: 1, Block: block})
 		})
+		if ack != nil && ack.Err() == nil {
+			s.handled = ""
+		}
+		return err
 	})
 	if errors.Is(err, redis.Nil) {
 		return nil, false, nil
@@ -177,6 +203,29 @@ func (s *subscription) read(ctx context.Context, from string, block time.Duratio
 	}
 	e, err = s.pendingEntry(ctx, m)
 	return e, true, err
+}
+
+// acknowledge takes the handled entry off the group's pending list. One that
+// another consumer has claimed meanwhile as well: it has been handled.
+func (s *subscription) acknowledge(ctx context.Context) error {
+	err := s.call(ctx, 0, func(ctx context.Context) error {
+		return s.of.cfg.Client.XAck(ctx, s.stream, s.of.cfg.Group, s.handled).Err()
+	})
+	if err == nil {
+		s.handled = ""
+	}
+	return err
+}
+
+// acknowledgeLast is the last thing we do, and does not wait for long if Redis
+// does not answer.
+func (s *subscription) acknowledgeLast(base context.Context) {
+	for giveUp := time.Now().Add(s.grace()); s.handled != ""; sleep(base, 50*time.Millisecond) {
+		if err := s.acknowledge(base); err != nil && time.Now().After(giveUp) {
+			s.log.Warn("an entry was handled but could not be acknowledged; it is delivered again", "entry", s.handled, "error", err)
+			return
+		}
+	}
 }
 
 // working and broken say a change of state once, however long it lasts.
