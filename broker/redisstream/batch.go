@@ -224,6 +224,15 @@ func (b *batch) mark(i, n int, r outbox.Result) int {
 // close leaves the rest of the frame's lane NotAttempted.
 func (b *batch) close(f *frame) { b.lanes[f.lane].head = -1 }
 
+// leaveOut says why what the lanes still hold was not attempted.
+func (b *batch) leaveOut(err error) {
+	for _, l := range b.lanes {
+		for i := l.head; i >= 0; i = b.next[i] {
+			b.results[i] = outbox.Result{Status: outbox.NotAttempted, Err: err}
+		}
+	}
+}
+
 // reset forgets the call, and keeps the room.
 func (b *batch) reset() {
 	clear(b.byTopic)

@@ -150,11 +150,14 @@ func (p *Publisher) publish(ctx context.Context, src source, results []outbox.Re
 	}
 	b.src, b.results, b.limits = src, results, p.limits
 	b.sortOut()
-	for b.nextRound(ctx) {
+	for ctx.Err() == nil && b.nextRound(ctx) {
 		if !p.round(ctx, b) { // go-redis still holds the batch's buffers, but nothing of the caller's
 			b.src, b.results = nil, nil
 			return nil
 		}
+	}
+	if err := ctx.Err(); err != nil {
+		b.leaveOut(err)
 	}
 	if b.reset(); cap(b.buf) <= 2*chunkBytes { // a rare giant is not kept
 		p.batches.Put(b)

@@ -261,6 +261,9 @@ func TestPublishBatchHonoursDeadlineOnStall(t *testing.T) {
 			t.Errorf("ContextTimeoutEnabled %v: results are %s, error %v", heedsContext, statuses(results), results[0].Err)
 		}
 		cancel()
+		if results = publishBatch(p, ctx, outboxMessages(prefix+"s", "k", 2)); statuses(results) != "--" || results[1].Err == nil {
+			t.Errorf("after the deadline: results are %s, error %v", statuses(results), results[1].Err)
+		}
 
 		ctx, cancel = context.WithCancel(context.Background())
 		time.AfterFunc(50*time.Millisecond, cancel)
