@@ -73,6 +73,9 @@ func up(ctx context.Context, tx pgx.Tx, schema string, all []migration) error {
 		return err
 	}
 	if !exists {
+		if err := checkSearchPath(ctx, tx, schema); err != nil {
+			return err
+		}
 		if _, err := tx.Exec(ctx, `CREATE SCHEMA `+quoted); err != nil {
 			return err
 		}
@@ -98,6 +101,18 @@ func up(ctx context.Context, tx pgx.Tx, schema string, all []migration) error {
 		}
 	}
 	return nil
+}
+
+// checkSearchPath refuses to create a schema with the role's own name: the default
+// search_path begins with "$user", so that every unqualified table name of the
+// application would from then on be looked for in our schema first, and created there.
+func checkSearchPath(ctx context.Context, tx pgx.Tx, schema string) error {
+	var shadows bool
+	err := tx.QueryRow(ctx, `SELECT current_user = $1 AND current_setting('search_path') LIKE '%$user%'`, schema).Scan(&shadows)
+	if err == nil && shadows {
+		return fmt.Errorf("%w: it has the name of the connection's role, and search_path looks into that schema before public, where the application's own tables are: choose another schema name, or connect as another role", ErrInvalidSchema)
+	}
+	return err
 }
 
 // Querier is what Version needs: a pool, a connection or a transaction.
