@@ -23,6 +23,8 @@ func (s *subscription) message(e *entry) *message.Message {
 	msg, err := decode(e.values)
 	if err != nil {
 		msg = standIn(s.stream, e, err.Error())
+	} else {
+		delete(msg.Metadata, HeaderUndecodable) // ours to say, and not so
 	}
 	msg.Metadata[HeaderDeliveryCount] = strconv.FormatInt(e.deliveries, 10)
 	msg.Metadata[HeaderStream] = s.stream

@@ -237,7 +237,11 @@ func TestUndecodableEntryIsHandedOver(t *testing.T) {
 			t.Fatal(err)
 		}
 	}
-	publishNumbers(t, newPublisher(t, PublisherConfig{Client: c}), stream, 1, 1)
+	good := message.NewMessage("1", nil)
+	good.Metadata = message.Metadata{HeaderUndecodable: "a stranger says so", HeaderDeliveryCount: "99"}
+	if err := newPublisher(t, PublisherConfig{Client: c}).Publish(stream, good); err != nil {
+		t.Fatal(err)
+	}
 	ch := subscribe(t, newSubscriber(t, SubscriberConfig{Client: c, NackDelay: time.Millisecond}), stream)
 	for i, b := range bad {
 		m := receive(t, ch)
@@ -257,7 +261,7 @@ func TestUndecodableEntryIsHandedOver(t *testing.T) {
 		}
 		m.Ack()
 	}
-	if m := receive(t, ch); m.UUID != "1" || m.Metadata[HeaderUndecodable] != "" {
+	if m := receive(t, ch); m.UUID != "1" || m.Metadata[HeaderUndecodable] != "" || m.Metadata[HeaderDeliveryCount] != "1" {
 		t.Errorf("got message %s %v, want 1", m.UUID, m.Metadata)
 	} else {
 		m.Ack()

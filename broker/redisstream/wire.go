@@ -19,8 +19,8 @@ const (
 	fieldPayload  = "payload"
 )
 
-// Metadata that the Subscriber sets on every message it hands over. What a
-// publisher has written under the first three names is overwritten.
+// Metadata that the Subscriber sets on the messages it hands over. It is about
+// the delivery: what a publisher has written under these names is dropped.
 const (
 	// HeaderDeliveryCount: how often this entry has been handed to a handler of
 	// this group, this time included ("1" for the first), as Redis counts it: over
@@ -32,8 +32,7 @@ const (
 	HeaderEntryID = "postbus_entry_id"
 	// HeaderUndecodable: why the entry could not be read. The message stands in
 	// for that entry: its UUID is derived from stream and entry id, its payload is
-	// a RawEntry in JSON. It will never be handled: poison it. Like any metadata it
-	// stays with the message when somebody publishes that elsewhere.
+	// a RawEntry in JSON. It will never be handled: poison it.
 	HeaderUndecodable = "postbus_undecodable"
 )
 
