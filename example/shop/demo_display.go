@@ -1,0 +1,129 @@
+package main
+
+import (
+	"fmt"
+	"io"
+	"os"
+	"strings"
+	"sync"
+	"time"
+
+	"golang.org/x/term"
+)
+
+const (
+	liveInterval  = 200 * time.Millisecond // between two looks of a terminal's status line
+	plainInterval = 2 * time.Second        // between two status lines elsewhere
+)
+
+// display says what is going on: on a terminal with a status line that is
+// written over, elsewhere with plain lines. It is safe for use by several goroutines.
+type display struct {
+	out   io.Writer
+	live  bool
+	width func() int
+	began time.Time
+
+	mu     sync.Mutex
+	status string // on the terminal, below everything else
+	spin   int
+	plain  time.Time // when the last plain status line was written
+}
+
+func newDisplay(out *os.File) *display {
+	fd := int(out.Fd())
+	return &display{
+		out: out, live: term.IsTerminal(fd) && os.Getenv("TERM") != "dumb", began: time.Now(),
+		width: func() int {
+			if width, _, err := term.GetSize(fd); err == nil && width > 0 {
+				return width
+			}
+			return 80
+		},
+	}
+}
+
+// step begins a scene: what is shown, and why it matters.
+func (d *display) step(n, of int, what, why string) {
+	d.write(fmt.Sprintf("\n[%d/%d] %s\n      %s\n", n, of, what, why))
+}
+
+// note says what has come about.
+func (d *display) note(format string, args ...any) {
+	d.write(fmt.Sprintf("%7s  %s\n", d.clock(), fmt.Sprintf(format, args...)))
+}
+
+// say writes text as it is.
+func (d *display) say(text string) { d.write(text + "\n") }
+
+// progress shows the state of affairs, and on no terminal only now and then.
+func (d *display) progress(text string) {
+	d.mu.Lock()
+	defer d.mu.Unlock()
+	if !d.live {
+		if time.Since(d.plain) >= plainInterval {
+			d.plain = time.Now()
+			fmt.Fprintf(d.out, "%7s  %s\n", d.clock(), text)
+		}
+		return
+	}
+	d.erase()
+	d.spin++
+	text = fmt.Sprintf("%7s %c %s", d.clock(), `|/-\`[d.spin%4], text)
+	if most := d.width() - 1; len(text) > most { // a line that wraps cannot be erased
+		text = text[:max(most, 0)]
+	}
+	d.status = text
+	fmt.Fprint(d.out, text)
+}
+
+// end takes the status line away.
+func (d *display) end() {
+	d.mu.Lock()
+	defer d.mu.Unlock()
+	d.erase()
+	d.status = ""
+}
+
+func (d *display) write(text string) {
+	d.mu.Lock()
+	defer d.mu.Unlock()
+	d.erase()
+	fmt.Fprint(d.out, text+d.status)
+}
+
+func (d *display) erase() {
+	if d.status != "" {
+		fmt.Fprint(d.out, "\r\x1b[K")
+	}
+}
+
+// Write lets a table be printed.
+func (d *display) Write(p []byte) (int, error) {
+	d.write(string(p))
+	return len(p), nil
+}
+
+func (d *display) clock() string { return fmt.Sprintf("%.1f s", time.Since(d.began).Seconds()) }
+
+// journal keeps the last lines of the log, to be shown if something goes wrong.
+type journal struct {
+	mu    sync.Mutex
+	lines []string
+}
+
+const journalLines = 12
+
+func (j *journal) Write(p []byte) (int, error) {
+	j.mu.Lock()
+	defer j.mu.Unlock()
+	j.lines = append(j.lines, strings.Split(strings.TrimRight(string(p), "\n"), "\n")...)
+	j.lines = j.lines[max(0, len(j.lines)-journalLines):]
+	return len(p), nil
+}
+
+func (j *journal) String() string {
+	j.mu.Lock()
+	defer j.mu.Unlock()
+	return "  " + strings.Join(j.lines, "\n  ")
+}

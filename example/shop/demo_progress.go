@@ -1,0 +1,84 @@
+package main
+
+import (
+	"context"
+	"fmt"
+	"time"
+)
+
+// streams are those of the run, and their poison queues.
+func (d *demonstration) streams() []string {
+	order, payment := d.prefix()+"order", d.prefix()+"payment"
+	return []string{order, order + ".poison", payment, payment + ".poison"}
+}
+
+// published counts the entries in the streams, repeats included.
+func (d *demonstration) published(ctx context.Context) (int64, error) {
+	var sum int64
+	for _, stream := range []string{d.streams()[0], d.streams()[2]} {
+		n, err := d.client.XLen(ctx, stream).Result()
+		if err != nil {
+			return 0, fmt.Errorf("read the length of stream %s: %w", stream, err)
+		}
+		sum += n
+	}
+	return sum, nil
+}
+
+// allHandled: no committed event waits for a handler.
+func (d *demonstration) allHandled(ctx context.Context) (bool, error) {
+	var committed, handled int
+	err := d.stage.ledger.QueryRow(ctx, `SELECT (`+countCommitted+`), (`+countHandled+`)`).Scan(&committed, &handled)
+	return committed == handled, err
+}
+
+// drained: every entry of every stream was delivered and acked.
+func (d *demonstration) drained(ctx context.Context) (bool, error) {
+	for _, stream := range d.streams() {
+		if n, err := d.client.Exists(ctx, stream).Result(); err != nil || n == 0 {
+			if err != nil {
+				return false, err
+			}
+			continue
+		}
+		info, err := d.client.XInfoStream(ctx, stream).Result()
+		if err != nil {
+			return false, err
+		}
+		groups, err := d.client.XInfoGroups(ctx, stream).Result()
+		if err != nil {
+			return false, err
+		}
+		for _, group := range groups {
+			if group.Pending > 0 || group.LastDeliveredID != info.LastGeneratedID {
+				return false, nil
+			}
+		}
+	}
+	return true, nil
+}
+
+// report shows how far everything is, until ctx ends.
+func (d *demonstration) report(ctx context.Context) error {
+	look := time.NewTicker(liveInterval)
+	defer look.Stop()
+	for {
+		select {
+		case <-look.C:
+		case <-ctx.Done():
+			return nil
+		}
+		var committed, handled int
+		err := d.stage.ledger.QueryRow(ctx, `SELECT (`+countCommitted+`), (SELECT count(*) FROM ledger_entry)`).Scan(&committed, &handled)
+		if err == nil {
+			var published int64
+			if published, err = d.published(ctx); err == nil {
+				d.show.progress(fmt.Sprintf("events: %5d committed, %5d published, %5d handled, %3d retried; transactions rolled back: %d",
+					committed, published, handled, d.shop.router.Stats().Retried, d.clerks.rolledBack.Load()))
+			}
+		}
+		if err != nil && ctx.Err() == nil {
+			return err
+		}
+	}
+}

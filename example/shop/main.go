@@ -1,0 +1,67 @@
+// Command shop is a small monolith on Postbus, and a demonstration that takes
+// it through a bad day: `make demo`.
+//
+// To learn the library, read in this order:
+//
+//   - internal/order, payment, stock, mail: domain packages, as you would write
+//     them. They publish facts through an interface of their own and import
+//     nothing of Postbus.
+//   - wiring.go: the one file that knows both sides: who publishes, who listens
+//     in the transaction, after the commit, behind the broker; and the relay.
+//   - shop.go: what the shop can do, each in one transaction.
+//
+// The files demo_*.go are the demonstration: customers, failing parts, a relay
+// that is killed, and a ledger in Postgres that counts what became of each event.
+package main
+
+import (
+	"context"
+	"errors"
+	"flag"
+	"fmt"
+	"os"
+	"os/signal"
+	"syscall"
+)
+
+func main() {
+	if len(os.Args) > 1 && os.Args[1] == relayCommand {
+		os.Exit(relayMain(os.Args[2:]))
+	}
+	flag.Usage = func() {
+		fmt.Fprint(flag.CommandLine.Output(), "usage: go run ./example/shop\nShows Postbus on the servers of `make servers-up` for about 20 seconds; `make demo` does both.\n")
+	}
+	flag.Parse()
+	if flag.NArg() > 0 {
+		flag.Usage()
+		os.Exit(2)
+	}
+	os.Exit(run())
+}
+
+// run is the demonstration, from the connections to the last line.
+func run() (status int) {
+	ctx, stop := signal.NotifyContext(context.Background(), os.Interrupt, syscall.SIGTERM, syscall.SIGHUP)
+	defer stop()
+	context.AfterFunc(ctx, stop) // the second Ctrl-C does not wait
+
+	show := newDisplay(os.Stdout)
+	result, err := demonstrate(ctx, show)
+	show.end()
+	switch {
+	case ctx.Err() != nil:
+		fmt.Println("demo: interrupted; schema, streams and processes of this run are gone")
+		return 130
+	case errors.Is(err, errNoServers):
+		fmt.Fprintln(os.Stderr, err)
+		return 1
+	case err != nil:
+		fmt.Printf("demo: FAILED %v\n", err)
+		return 1
+	}
+	fmt.Println(result.line())
+	if !result.ok() {
+		return 1
+	}
+	return 0
+}
