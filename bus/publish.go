@@ -67,11 +67,11 @@ var (
 func (b *EventBus) Publish(ctx context.Context, tx pgx.Tx, evs ...events.Payload) error {
 	switch {
 	case b == nil || b.log == nil:
-		return errNoBus
+		return misused(ctx, errNoBus)
 	case ctx == nil:
 		return errNoContext
 	case isNil(tx):
-		return errNoTx
+		return misused(ctx, errNoTx)
 	case len(evs) == 0:
 		return nil
 	}
@@ -87,6 +87,17 @@ func (b *EventBus) Publish(ctx context.Context, tx pgx.Tx, evs ...events.Payload
 		return err
 	}
 	return s.doom()
+}
+
+// misused dooms the transaction that ctx belongs to: whoever drops this error
+// means to have published.
+func misused(ctx context.Context, err error) error {
+	if ctx != nil {
+		if s := frameOf(ctx).scope; s != nil && !s.closed.Load() {
+			s.doomed(err)
+		}
+	}
+	return err
 }
 
 // PublishAll is Publish for a slice of an aggregate's own event type, which Go

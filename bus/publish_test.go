@@ -362,6 +362,10 @@ func TestMisuseIsOneSentence(t *testing.T) {
 	says(t, w.bus.Publish(nil, tx, order(1)), nil, "ctx is nil") //lint:ignore SA1012 that is the test
 	says(t, w.bus.Publish(ctx, after, order(1)), nil, "order.placed", "has returned")
 	says(t, PublishAll(ctx, nil, tx, []orderPlaced{order(1)}), nil, "bus is nil")
+	says(t, InTx(ctx, w.pool, func(ctx context.Context, _ pgx.Tx) error {
+		_ = w.bus.Publish(ctx, nil, order(1)) // dropped
+		return nil
+	}), ErrDoomed, "tx is nil")
 	if err := w.bus.Publish(ctx, tx); err != nil {
 		t.Fatal(err)
 	}
