@@ -27,7 +27,8 @@ type stepped struct {
 	f         *fixture
 	shift     *shift
 	t         *tenure
-	delivered []*item // in order, repeats included
+	delivered []*item      // in order, repeats included
+	width     func() int64 // of the reader's first window in a round; nil: as it is
 }
 
 func (f *fixture) stepped(name string, tune ...func(*RelayConfig)) *stepped {
@@ -89,6 +90,7 @@ func (s *stepped) takeOver() {
 	s.t.lanes = []*lane{newLane(s.t)}
 	s.t.parked = map[int64]*item{}
 	s.t.idle.reset(time.Minute)
+	s.narrow()
 	if s.t.sentRound != s.t.chain.pos.round.n {
 		s.t.sentBefore = nil
 	}
@@ -133,10 +135,18 @@ func (s *stepped) fill() {
 	}
 }
 
+// narrow makes the reader's windows small; nobody reads while no round is active.
+func (s *stepped) narrow() {
+	if s.width != nil && !s.t.active {
+		s.t.reader.width = s.width()
+	}
+}
+
 // step does what the relay's loop does next, looking at once if it is idle.
 func (s *stepped) step() (acted bool) {
 	s.f.t.Helper()
 	s.t.idle.due = true
+	s.narrow()
 	acted, _, err := s.t.step(context.Background())
 	if err != nil {
 		s.f.t.Fatal(err)
