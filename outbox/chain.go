@@ -113,11 +113,12 @@ func (c *chain) load(ctx context.Context) (found bool, err error) {
 // that has seen nothing, or everything up to now.
 func (c *chain) create(ctx context.Context, from StartAt) error {
 	if from == FromNow {
+		// What has the xid is no link: one that stood alone after a crash would be a
+		// position at the beginning.
 		var seen int64
-		if err := c.write(ctx, true, c.readLastID(&seen), c.firstLink()); err != nil {
+		if err := c.write(ctx, true, c.readLastID(&seen), c.touchLease()); err != nil {
 			return err
 		}
-		c.pos.n = 1
 		return c.begin(ctx, seen, true)
 	}
 	if err := c.write(ctx, true, c.firstLink()); err != nil {
@@ -125,6 +126,14 @@ func (c *chain) create(ctx context.Context, from StartAt) error {
 	}
 	c.pos.n = 1
 	return nil
+}
+
+// touchLease writes without changing what the lease says.
+func (c *chain) touchLease() statement {
+	return statement{sql: `INSERT INTO ` + c.db.table("relay_lease") + ` AS l (relay, slot_from, slot_to, holder, expires)
+			VALUES ($1, $2, $3, $4::uuid, '-infinity')
+			ON CONFLICT (relay, slot_from, slot_to) DO UPDATE SET expires = l.expires`,
+		args: []any{c.relay, c.slots.from, c.slots.to, c.holder.String()}, rows: 1}
 }
 
 func (c *chain) firstLink() statement {
