@@ -22,7 +22,8 @@ const triesBeforeParking = 3
 // up to the first event that is on its way is taken, settled ones included; upTo
 // is its length. The chosen belong to the caller.
 func (t *tenure) toPark(items []*item, bytes int, ended bool) (chosen []*item, upTo int) {
-	full := len(items) >= t.cfg.Window/2 || bytes >= t.cfg.WindowBytes/2
+	crammed := t.window.crammed()
+	full := crammed || len(items) >= t.cfg.Window/2 || bytes >= t.cfg.WindowBytes/2
 	if !full && !ended {
 		return nil, 0
 	}
@@ -41,7 +42,7 @@ func (t *tenure) toPark(items []*item, bytes int, ended bool) (chosen []*item, u
 		return nil, 0
 	}
 	failing, unavailable := t.health.verdict()
-	alone := i == len(items) && ended && !unavailable && (failing < outageKeys || t.moreWaits())
+	alone := i == len(items) && !unavailable && ((ended || crammed) && failing < outageKeys || ended && t.moreWaits())
 	blocked := map[laneKey]bool{}
 	for j, it := range chosen {
 		k := keyOf(it)

@@ -15,6 +15,7 @@ type window struct {
 	items []*item
 	bytes int
 	ended bool // all of the round is in it or has been
+	waits bool // the next event has found no room
 
 	room chan struct{} // one signal at most: something was taken out
 }
@@ -46,7 +47,7 @@ func (w *window) tryPut(items []*item) int {
 		bytes += items[n].bytes
 		n++
 	}
-	w.items, w.bytes = append(w.items, items[:n]...), bytes
+	w.items, w.bytes, w.waits = append(w.items, items[:n]...), bytes, n == 0
 	return n
 }
 
@@ -55,6 +56,14 @@ func (w *window) view() (items []*item, bytes int, ended bool) {
 	w.mu.Lock()
 	defer w.mu.Unlock()
 	return w.items[:len(w.items):len(w.items)], w.bytes, w.ended
+}
+
+// crammed tells whether the next event waits for room: nothing new can come to
+// show whether the broker accepts anything.
+func (w *window) crammed() bool {
+	w.mu.Lock()
+	defer w.mu.Unlock()
+	return w.waits
 }
 
 // take removes the first n, which a committed link has passed.
@@ -79,6 +88,6 @@ func (w *window) end() {
 
 func (w *window) reset() {
 	w.mu.Lock()
-	w.items, w.bytes, w.ended = nil, 0, false
+	w.items, w.bytes, w.ended, w.waits = nil, 0, false, false
 	w.mu.Unlock()
 }
