@@ -29,21 +29,21 @@ type demonstration struct {
 
 // demonstrate plays all steps and reads the ledger. Whatever happens, nothing of
 // the run is left behind.
-func demonstrate(ctx context.Context, show *display) (v verdict, err error) {
-	stage, err := openStage(ctx)
+func demonstrate(interrupted context.Context, show *display) (v verdict, err error) {
+	stage, err := openStage(interrupted)
 	if err != nil {
 		return v, err
 	}
 	defer stage.close()
 
-	ctx, fail := context.WithCancelCause(ctx)
+	ctx, fail := context.WithCancelCause(interrupted)
 	d := &demonstration{stage: stage, show: show, journal: &journal{}, labels: &buggyLabels{}, fail: fail}
 	defer func() {
 		fail(nil)
 		stopErr := d.stopRelays()
 		d.running.Wait()
-		if err != nil && !errors.Is(err, context.Canceled) {
-			show.say("The last lines of the log:\n" + d.journal.String())
+		if err != nil && interrupted.Err() == nil {
+			show.say(d.journal.String())
 		}
 		err = errors.Join(err, stopErr, stage.clear(ctx))
 	}()
@@ -137,7 +137,7 @@ func (d *demonstration) play(ctx context.Context) (v verdict, err error) {
 	d.show.say("")
 	v.print(d.show)
 	if !v.ok() {
-		d.show.say("The last lines of the log:\n" + d.journal.String())
+		d.show.say(d.journal.String())
 	}
 	return v, nil
 }

@@ -125,5 +125,8 @@ func (j *journal) Write(p []byte) (int, error) {
 func (j *journal) String() string {
 	j.mu.Lock()
 	defer j.mu.Unlock()
-	return "  " + strings.Join(j.lines, "\n  ")
+	if len(j.lines) == 0 {
+		return "The log is empty."
+	}
+	return "The last lines of the log:\n  " + strings.Join(j.lines, "\n  ")
 }

@@ -11,12 +11,16 @@ import (
 	"time"
 
 	"github.com/jackc/pgx/v5"
+	"github.com/jackc/pgx/v5/pgconn"
 	"github.com/jackc/pgx/v5/pgxpool"
 	"github.com/redis/go-redis/v9"
 )
 
 // errNoServers is what keeps a demonstration from beginning.
 var errNoServers = errors.New("type `make demo`, which starts Postgres and Redis and tells this program where they are")
+
+// errLeftBehind: a run could not be cleared away.
+var errLeftBehind = errors.New("it is left behind")
 
 // stage is where one run takes place: connections, and a schema and a prefix of
 // streams that nobody else has.
@@ -54,16 +58,16 @@ func (s *stage) clear(ctx context.Context) error {
 	defer cancel()
 	_, err := s.pool.Exec(ctx, `DROP SCHEMA IF EXISTS `+pgx.Identifier{s.name}.Sanitize()+` CASCADE`)
 	if err != nil {
-		err = fmt.Errorf("drop schema %s, which is left behind: %w", s.name, err)
+		err = fmt.Errorf("drop schema %s: %w: %w", s.name, errLeftBehind, err)
 	}
 	keys := s.client.Scan(ctx, 0, s.prefix()+"*", 1000).Iterator()
 	for keys.Next(ctx) {
 		if delErr := s.client.Del(ctx, keys.Val()).Err(); delErr != nil {
-			err = errors.Join(err, fmt.Errorf("remove stream %s, which is left behind: %w", keys.Val(), delErr))
+			err = errors.Join(err, fmt.Errorf("remove stream %s: %w: %w", keys.Val(), errLeftBehind, delErr))
 		}
 	}
 	if keys.Err() != nil {
-		err = errors.Join(err, fmt.Errorf("find the streams %s* to remove them: %w", s.prefix(), keys.Err()))
+		err = errors.Join(err, fmt.Errorf("remove the streams %s*: %w: %w", s.prefix(), errLeftBehind, keys.Err()))
 	}
 	return err
 }
@@ -115,6 +119,7 @@ func openRedis(ctx context.Context) (*redis.Client, error) {
 		return nil, fmt.Errorf("POSTBUS_REDIS_URL is no address of a Redis server: %w", errNoServers)
 	}
 	options.ContextTimeoutEnabled = true
+	redis.SetLogger(quiet{})
 	client := redis.NewClient(options)
 	if err := client.Ping(ctx).Err(); err != nil {
 		_ = client.Close()
@@ -130,14 +135,27 @@ func address(variable string) (string, error) {
 	return "", fmt.Errorf("%s is not set: %w", variable, errNoServers)
 }
 
-// noAnswer keeps the last word of a chain of errors, which says why, and leaves
-// out what may hold a password.
+// noAnswer says why a server does not answer, without the chain of all that was
+// tried, which may hold a password.
 func noAnswer(server, at string, err error) error {
-	for next := err; next != nil; next = errors.Unwrap(next) {
-		err = next
+	var refused *pgconn.PgError
+	var network *net.OpError
+	switch {
+	case errors.As(err, &refused):
+		err = errors.New(refused.Message)
+	case errors.As(err, &network):
+		err = network.Err
+	case errors.Is(err, context.DeadlineExceeded):
+		err = context.DeadlineExceeded
 	}
 	return fmt.Errorf("%s at %s does not answer (%w): %w", server, at, err, errNoServers)
 }
+
+// quiet keeps go-redis from writing between our lines: what goes wrong comes as
+// an error, too.
+type quiet struct{}
+
+func (quiet) Printf(context.Context, string, ...any) {}
 
 func randomHex(bytes int) string {
 	b := make([]byte, bytes)

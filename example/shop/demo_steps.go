@@ -28,7 +28,7 @@ func (d *demonstration) open(ctx context.Context) error {
 		return err
 	}
 	d.note("relay-1 (pid %d) publishes; relay-2 (pid %d) stands by", first.pid(), second.pid())
-	return d.watchFor(ctx, 4*time.Second)
+	return d.watchFor(ctx, 5*time.Second)
 }
 
 func (d *demonstration) poison(ctx context.Context) error {
@@ -42,7 +42,7 @@ func (d *demonstration) poison(ctx context.Context) error {
 		return err
 	}
 	d.note("stock.ship has given up event %s, of order %d; all others go on", event, d.labels.spoiled())
-	return d.watchFor(ctx, 2*time.Second)
+	return d.watchFor(ctx, 2500*time.Millisecond)
 }
 
 func (d *demonstration) killRelay(ctx context.Context) error {
@@ -66,7 +66,7 @@ func (d *demonstration) killRelay(ctx context.Context) error {
 		return err
 	}
 	d.note("relay-2 publishes, %.1f s after the kill", time.Since(killed).Seconds())
-	return d.watchFor(ctx, 1500*time.Millisecond)
+	return d.watchFor(ctx, 2*time.Second)
 }
 
 func (d *demonstration) duplicate(ctx context.Context) error {
@@ -99,7 +99,7 @@ func (d *demonstration) duplicate(ctx context.Context) error {
 		return err
 	}
 	d.note("event %s came again, and no handler was called", event)
-	return d.watchFor(ctx, 1500*time.Millisecond)
+	return d.watchFor(ctx, 2*time.Second)
 }
 
 func (d *demonstration) replay(ctx context.Context) error {
@@ -118,7 +118,7 @@ func (d *demonstration) replay(ctx context.Context) error {
 		return err
 	}
 	d.note("%d event replayed: %s is handled, and its parcel on the way", report.Replayed, event)
-	return d.watchFor(ctx, 1500*time.Millisecond)
+	return d.watchFor(ctx, 2*time.Second)
 }
 
 // find reads one value, if it is there yet.

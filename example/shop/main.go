@@ -21,6 +21,7 @@ import (
 	"fmt"
 	"os"
 	"os/signal"
+	"strings"
 	"syscall"
 )
 
@@ -49,14 +50,14 @@ func run() (status int) {
 	result, err := demonstrate(ctx, show)
 	show.end()
 	switch {
-	case ctx.Err() != nil:
+	case ctx.Err() != nil && !errors.Is(err, errLeftBehind):
 		fmt.Println("demo: interrupted; schema, streams and processes of this run are gone")
 		return 130
 	case errors.Is(err, errNoServers):
 		fmt.Fprintln(os.Stderr, err)
 		return 1
 	case err != nil:
-		fmt.Printf("demo: FAILED %v\n", err)
+		fmt.Println("demo: FAILED " + strings.ReplaceAll(err.Error(), "\n", "; "))
 		return 1
 	}
 	fmt.Println(result.line())
