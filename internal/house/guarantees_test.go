@@ -144,3 +144,36 @@ func testsIn(t *testing.T, dir string) (names []string) {
 	}
 	return names
 }
+
+var fileName = regexp.MustCompile(`\b[a-z0-9]+\.go\b`)
+
+// A reader of outbox is told the order of its files: of all of them, and of no others.
+func TestReadingOrderIsComplete(t *testing.T) {
+	text, err := packageDoc(filepath.Join(root, "outbox"))
+	if err != nil {
+		t.Fatal(err)
+	}
+	_, after, _ := strings.Cut(text, "# Follow a row")
+	section, _, _ := strings.Cut(after, "\n# ")
+	named := fileName.FindAllString(section, -1)
+	files, err := filepath.Glob(filepath.Join(root, "outbox", "*.go"))
+	if err != nil {
+		t.Fatal(err)
+	}
+	var there []string
+	for _, f := range files {
+		if name := filepath.Base(f); name != "doc.go" && !strings.HasSuffix(name, "_test.go") {
+			there = append(there, name)
+		}
+	}
+	for _, f := range there {
+		if !slices.Contains(named, f) {
+			t.Errorf("outbox/doc.go does not say where %s is read: give it its place in # Follow a row", f)
+		}
+	}
+	for _, f := range named {
+		if !slices.Contains(there, f) {
+			t.Errorf("outbox/doc.go, # Follow a row: %s does not exist", f)
+		}
+	}
+}

@@ -1,0 +1,106 @@
+// Package outbox is the log that events are appended to inside a transaction, and
+// the relay that takes them from there to a broker.
+//
+// In order of use:
+//
+//	err := migrations.Up(ctx, pool, migrations.DefaultSchema)
+//
+//	log, err := outbox.NewLog(outbox.LogConfig{})
+//	err = log.Append(ctx, tx, event) // the bus does this: bus.EventBus.Publish
+//
+//	relay, err := outbox.NewRelay(pool, publisher, outbox.RelayConfig{Name: "kafka"})
+//	err = relay.Run(ctx) // in as many processes as you like: one works, the others stand by
+//
+//	desk, err := outbox.NewParked(pool, migrations.DefaultSchema, "kafka")
+//	parked, err := desk.List(ctx, 0, 100) // what the relay has put aside, and why
+//	err = desk.Replay(ctx, parked[0].LogID)
+//
+// publisher is any message.Publisher of Watermill. One that is also a
+// [BatchPublisher], as the adapters of this module are, gets many events per call.
+//
+// # Follow a row
+//
+// The files in the order in which an event passes through them.
+//
+// Into the log: log.go (what a log is, topics, slots), append.go (check, encode once,
+// one INSERT), copy.go (many events as one COPY), wake.go (the relay of this process
+// is told). The table, with the reason for the order of its columns, is in
+// migrations/sql/0001_outbox.sql.
+//
+// A relay begins: config.go, relay.go (Run: stand by, work, start over), source.go
+// (what is checked first), database.go (how anything is written), lease.go (who
+// should move the position), tenure.go (from one load of the position to the next
+// error: take over, loop, drain).
+//
+// Which rows are new: poll.go (is there anything), round.go (what a round is, and why
+// it is whole), snapshot.go, chain.go (who can move the position: the steps of a
+// round, as links).
+//
+// To the broker: reader.go and row.go (a round's rows, in windows of ids), item.go
+// (an event in memory and its states), window.go (what a crash may publish twice),
+// lane.go and keyqueue.go (order per key), sender.go, publisher.go, message.go (the
+// call, and what a publisher promises), outcome.go (results become states), health.go
+// (a bad event, or a broker that is down).
+//
+// Published: settle.go (the link that passes it).
+//
+// Or not: parking.go (put aside, in the transaction whose link passes it),
+// parkedload.go (found again by the next holder), parked.go (the desk), request.go
+// (replay and discard, carried out). errors.go and failpoints.go belong to all.
+//
+// # Guarantees
+//
+//  1. Every committed event is published at least once, and the first deliveries of
+//     one topic and key are in the order of the transactions that appended them, while
+//     relays are killed, frozen and woken; repeats are at most a window per take-over
+//     (TestEveryCommittedEventIsPublishedInOrder, TestOrderWhileRelaysAreKilledAndFrozen,
+//     TestReadAgainstModel).
+//  2. A transaction that stays open delays its own events only, and none of them is
+//     lost, whatever ids they have (TestLongTransactionStallsNothing,
+//     TestAppendThatCommitsAfterThePoll, TestLateLowerIDsAndNobodyWaits,
+//     TestPreparedTransaction, TestLateTransactionOfManyRows, TestGapsOfIDs).
+//  3. The order of steps that this rests on is kept: a row's xid before its id, the
+//     sequence's position before our own xid, never the sequence's page
+//     (TestXidStandsBeforeID, TestSequenceIsReadBeforeTheXid,
+//     TestXidBeforeTheSequenceWouldLoseRows, TestNoStatementReadsTheSequencesPage).
+//  4. Nobody moves a position on top of what they have not seen: not a former holder,
+//     and not a holder whose commit lost its reply (TestTakeoverWhileALinkCommits,
+//     TestFormerHolderWakesUp, TestLostReplyOfACommit, TestLostRepliesRepeatNothing).
+//  5. A failing event holds up its own key, and no other; its attempts are bounded and
+//     outlive a restart (TestFailingEventStopsItsKeyOnly,
+//     TestEventsOfOtherKeysFlowWhenAllElseFails, TestPermanentErrorIsGivenUpAtOnce,
+//     TestAttemptsAreBoundedAndSurviveARestart,
+//     TestParkedRowsBlockTheirKeyForTheNextHolder).
+//  6. While the broker is down nothing is parked and no attempt is counted; an unknown
+//     outcome is tried again before anything else of its key, and never given up
+//     (TestBrokerDownParksNothing, TestUnknownOutcomeIsTriedFirstAndNeverGivenUp).
+//  7. A replay goes through its key's lane, in order under [BlockKey] and marked under
+//     [SkipKey]; what is discarded is not sent any more, and its key goes on. Both are
+//     carried out while the stream runs (TestReplayGoesOnInTheKeysLane,
+//     TestDiscardedEventIsNeverSentAndItsKeyGoesOn,
+//     TestRequestsForOneEventAreCarriedOutInTurn, TestReplayIsCarriedOutWhileTheStreamRuns,
+//     TestRequestsForWhatIsNotParkedAreRefused).
+//  8. [FromNow] leaves the history out, also if the first start ends half way
+//     (TestFromNow).
+//  9. All of this holds on PostgreSQL 15 and 18, and through PgBouncer in transaction
+//     mode (TestOrderWhileRelaysAreKilledAndFrozen, TestEveryExecMode).
+//
+// # Not promised
+//
+// Order without a lock: the transactions of one key are ordered if each takes the row
+// lock, or does the version check, of its aggregate before it appends.
+//
+// Order across topics, and order of repeats: what is in order are first deliveries. A
+// repeat may send a run of older events again.
+//
+// Exactly once. A crash or a take-over publishes up to a window again, a call that a
+// paused process had begun may still arrive, and an event whose outcome is unknown is
+// sent again. Consumers deduplicate by the event's id.
+//
+// Durability beyond the server's: a transaction that PostgreSQL loses after its commit
+// (synchronous_commit off, an asynchronous fail-over) may have been published.
+//
+// Retention, rewinding, moving a log to another cluster, spreading one relay over
+// several processes: they do not exist yet. The log grows until its rows are deleted;
+// docs/operations.md says how that is safe.
+package outbox
