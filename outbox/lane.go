@@ -241,20 +241,25 @@ func (l *lane) collectDue(now time.Time, n int, bytes *int) {
 // publish sends the batch and settles what came of it; it gives how long to wait
 // before the next.
 func (l *lane) publish(ctx context.Context, within time.Duration, batch []*item, probe bool) time.Duration {
-	if err := l.t.loadPayloads(ctx, batch); err != nil {
+	payloads, err := l.t.loadPayloads(ctx, batch)
+	if err != nil {
 		l.settle(batch, make([]Result, len(batch)), probe)
 		return 100 * time.Millisecond // loop will hear of the database's trouble itself
 	}
 	l.msgs = l.msgs[:0]
 	for _, it := range batch {
-		l.msgs = append(l.msgs, &it.Message)
+		m := &it.Message
+		if it.parked {
+			loaded := it.Message // of this call only: one left behind reads on in its own
+			loaded.Payload = payloads[it.LogID]
+			m = &loaded
+		}
+		l.msgs = append(l.msgs, m)
 	}
 	hit(fpBeforePublish)
 	results, ok := l.caller.send(ctx, within, l.msgs)
 	if !ok {
 		l.msgs = nil // the call that hangs still has them
-	} else {
-		l.t.dropPayloads(batch)
 	}
 	hit(fpAfterPublish)
 	l.settle(batch, results, probe)

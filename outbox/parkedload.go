@@ -88,9 +88,10 @@ func (t *tenure) markReplayed(it *item) error {
 	return nil
 }
 
-// loadPayloads reads the payloads of the parked events in a call, at most one
-// such read at a time for all lanes: a relay uses few connections.
-func (t *tenure) loadPayloads(ctx context.Context, batch []*item) error {
+// loadPayloads reads the payloads of the parked events in a call, by log id, at
+// most one such read at a time for all lanes: a relay uses few connections. They
+// belong to the call: between attempts a parked event is small in memory.
+func (t *tenure) loadPayloads(ctx context.Context, batch []*item) (map[int64][]byte, error) {
 	var ids []int64
 	for _, it := range batch {
 		if it.parked {
@@ -98,7 +99,7 @@ func (t *tenure) loadPayloads(ctx context.Context, batch []*item) error {
 		}
 	}
 	if len(ids) == 0 {
-		return nil
+		return nil, nil
 	}
 	t.loading.Lock()
 	defer t.loading.Unlock()
@@ -106,7 +107,7 @@ func (t *tenure) loadPayloads(ctx context.Context, batch []*item) error {
 	defer cancel()
 	rows, err := t.db.pool.Query(ctx, `SELECT log_id, payload FROM `+t.db.table("parked")+` WHERE relay = $1 AND log_id = ANY ($2::bigint[])`, t.cfg.Name, ids)
 	if err != nil {
-		return err
+		return nil, err
 	}
 	found := make(map[int64][]byte, len(ids))
 	var id int64
@@ -116,26 +117,12 @@ func (t *tenure) loadPayloads(ctx context.Context, batch []*item) error {
 		payload = nil
 		return nil
 	}); err != nil {
-		return err
+		return nil, err
 	}
-	for _, it := range batch {
-		if !it.parked {
-			continue
-		}
-		p, ok := found[it.LogID]
-		if !ok {
-			return fmt.Errorf("parked event %d of relay %q is gone from its table", it.LogID, t.cfg.Name)
-		}
-		it.Payload = p
-	}
-	return nil
-}
-
-// dropPayloads keeps parked events small in memory between their attempts.
-func (t *tenure) dropPayloads(batch []*item) {
-	for _, it := range batch {
-		if it.parked {
-			it.Payload = nil
+	for _, id := range ids {
+		if _, ok := found[id]; !ok {
+			return nil, fmt.Errorf("parked event %d of relay %q is gone from its table", id, t.cfg.Name)
 		}
 	}
+	return found, nil
 }
