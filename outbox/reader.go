@@ -24,6 +24,7 @@ type reader struct {
 	slots slotRange
 	rows  *rowReader
 	width int64 // ids of the next window
+	found int   // rows of the last one: about as many will come again
 
 	// Windows are windows of ids, never LIMIT: over a condition on xid the planner
 	// would take LIMIT for a reason to walk another index and re-read the backlog
@@ -146,7 +147,7 @@ func (rd *reader) fetch(ctx context.Context, r *round, sql string, args ...any) 
 		return nil, -1, err
 	}
 	defer rows.Close()
-	slab := make([]item, 0, rd.width/2)
+	slab := make([]item, 0, min(int(rd.width), rd.found+rd.found/4+16))
 	bytes, cut := 0, int64(-1)
 	for cut < 0 && rows.Next() {
 		slab = append(slab, item{})
@@ -165,11 +166,14 @@ func (rd *reader) fetch(ctx context.Context, r *round, sql string, args ...any) 
 	if rows.Close(); rows.Err() != nil {
 		return nil, -1, rows.Err()
 	}
+	rd.found = len(slab)
 	switch {
 	case cut >= 0:
 		rd.width = max(1, rd.width/2)
 	case bytes < chunkBytes/4:
-		rd.width = min(2*rd.width, chunkRows)
+		if rd.width < chunkRows {
+			rd.width, rd.found = min(2*rd.width, chunkRows), 2*rd.found
+		}
 	}
 	return newChunk(slab), cut, nil
 }
