@@ -543,3 +543,52 @@ func execModes(which testkit.Server) []pgx.QueryExecMode {
 	}
 	return modes
 }
+
+// A relay with nothing to do sends at most two statements a second, and writes
+// nothing but its lease.
+func TestIdleRelayIsQuiet(t *testing.T) {
+	t.Parallel()
+	f := setUp(t, testkit.PG15)
+	c := &counter{make(chan string, 1<<16)}
+	traced := testkit.Postgres(t, testkit.PG15, func(cfg *pgxpool.Config) { cfg.ConnConfig.Tracer = c })
+	open := f.begin(f.session(testkit.PG15)) // somebody else's long transaction makes no difference
+	f.append(open, event("open", 1))
+	f.add("k", 1, 50)
+	s, cfg := newSink(), f.config()
+	cfg.Lease, cfg.PollInterval = 0, 0 // the defaults
+	direct := f.pool
+	f.pool = traced
+	f.start(s, cfg)
+	f.pool = direct
+	testkit.Eventually(t, 20*time.Second, func() bool { return s.distinct() == 50 }, "all is delivered")
+
+	const isLook, isLease = `SELECT pg_current_snapshot()`, `UPDATE `
+	lease := f.table("relay_lease")
+	// Rested: the pace has come down to one look in a good half second.
+	for last := time.Now(); ; {
+		if sql := <-c.statements; strings.HasPrefix(sql, isLook) {
+			if time.Since(last) > 700*time.Millisecond {
+				break
+			}
+			last = time.Now()
+		}
+	}
+	links := f.count(`SELECT max(n) FROM ` + f.table("relay_link"))
+	began, n := time.Now(), 0
+	for ; n < 5; n++ {
+		sql := <-c.statements
+		if !strings.HasPrefix(sql, isLook) && !(strings.HasPrefix(sql, isLease) && strings.Contains(sql, lease)) {
+			t.Errorf("an idle relay sends: %s", sql)
+		}
+	}
+	if rate := float64(n) / time.Since(began).Seconds(); rate > 2 {
+		t.Errorf("an idle relay sends %.1f statements a second", rate)
+	}
+	if now := f.count(`SELECT max(n) FROM ` + f.table("relay_link")); now != links {
+		t.Errorf("an idle relay wrote %d links", now-links)
+	}
+	if err := open.Commit(t.Context()); err != nil {
+		t.Fatal(err)
+	}
+	testkit.Eventually(t, 20*time.Second, func() bool { return s.distinct() == 51 }, "and it is awake")
+}
