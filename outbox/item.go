@@ -35,6 +35,21 @@ type item struct {
 	parked   bool                        // its row is in the parked table
 	replays  int                         // how often a person had it replayed
 	failedAt time.Time                   // of the first failure by this holder
+	left     <-chan struct{}             // its last call was left behind; closed when that comes back
+}
+
+// hangs tells whether the item's last call has not come back yet.
+func (it *item) hangs() bool {
+	if it.left == nil {
+		return false
+	}
+	select {
+	case <-it.left:
+		it.left = nil
+		return false
+	default:
+		return true
+	}
 }
 
 // chunk is a run of a round's rows in order, read together.

@@ -216,8 +216,15 @@ func (l *lane) collectDue(now time.Time, n int, bytes *int) {
 		q := l.due[0]
 		q.busy = true
 		l.due.schedule(q) // out of the heap
-		took := 0
+		took, again := 0, 10*time.Millisecond
 		for _, it := range q.items {
+			if it.giveUp {
+				break // another one that a person must decide on
+			}
+			if l.t.sender.crowded() && it.hangs() {
+				again = 100 * time.Millisecond
+				break
+			}
 			if !it.state.CompareAndSwap(stHeld, stSending) && !it.state.CompareAndSwap(stParked, stSending) {
 				break // being written: its turn comes when that is done
 			}
@@ -230,7 +237,7 @@ func (l *lane) collectDue(now time.Time, n int, bytes *int) {
 			}
 		}
 		if took == 0 {
-			q.busy, q.due = false, now.Add(10*time.Millisecond)
+			q.busy, q.due = false, now.Add(again)
 			l.due.schedule(q)
 			continue
 		}
@@ -257,11 +264,16 @@ func (l *lane) publish(ctx context.Context, within time.Duration, batch []*item,
 		l.msgs = append(l.msgs, m)
 	}
 	hit(fpBeforePublish)
-	results, ok := l.caller.send(ctx, within, l.msgs)
-	if !ok {
+	results, left := l.caller.send(ctx, within, l.msgs)
+	if left != nil {
 		l.msgs = nil // the call that hangs still has them
+		for _, it := range batch {
+			it.left = left
+		}
 	}
 	hit(fpAfterPublish)
-	l.settle(batch, results, probe)
+	if !l.settle(batch, results, probe) {
+		return l.t.cfg.Retry.Initial // nothing was sent at all: not at once again
+	}
 	return 0
 }

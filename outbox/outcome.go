@@ -10,8 +10,9 @@ import (
 )
 
 // settle turns the results of a call into states. Sent events are settled, or,
-// if parked, reported to be completed; failed ones block their key.
-func (l *lane) settle(batch []*item, results []Result, probe bool) {
+// if parked, reported to be completed; failed ones block their key. attempted is
+// false if the publisher has tried nothing.
+func (l *lane) settle(batch []*item, results []Result, probe bool) (attempted bool) {
 	now := time.Now()
 	done, unavailable := 0, false
 	var failed []laneKey
@@ -53,6 +54,7 @@ func (l *lane) settle(batch []*item, results []Result, probe bool) {
 	}
 	l.mu.Unlock()
 	l.t.progress()
+	return done > 0 || len(failed) > 0
 }
 
 func (l *lane) sent(it *item, q *keyQueue) {

@@ -328,7 +328,10 @@ func TestReplayGoesOnInTheKeysLane(t *testing.T) {
 			if err := f.desk().Replay(t.Context(), id); err != nil {
 				t.Fatal(err)
 			}
-			eventually(t, func() bool { e, err := f.desk().Get(t.Context(), id); return err == nil && e.Replays == 1 && c.n.Load() == 2 && givenUp() }, "tried, and given up again")
+			eventually(t, func() bool {
+				e, err := f.desk().Get(t.Context(), id)
+				return err == nil && e.Replays == 1 && c.n.Load() == 2 && givenUp()
+			}, "tried, and given up again")
 			s.setRule(nil)
 			if err := f.desk().Replay(t.Context(), id); err != nil {
 				t.Fatal(err)

@@ -47,7 +47,7 @@ func (t *tenure) toPark(items []*item, bytes int, ended bool) (chosen []*item, u
 	for j, it := range chosen {
 		k := keyOf(it)
 		waits := it.retry == nil && (blocked[k] || t.parkedKeys[k] > 0)
-		if waits || it.giveUp || it.retry != nil && (t.health.accepts(it.failedAt) || alone && it.tries >= triesBeforeParking) {
+		if waits || it.giveUp || it.retry != nil && (t.health.accepts(it.failedAt) || alone && (it.tries >= triesBeforeParking || it.hangs())) {
 			blocked[k] = true
 			continue
 		}
@@ -116,7 +116,7 @@ func (it *item) parkedState() string {
 // parkedNow replaces an event of the window by a copy that keeps no chunk in memory.
 func (t *tenure) parkedNow(it *item) {
 	p := &item{Message: it.Message, slot: it.slot, bytes: it.bytes, attempts: it.attempts, retry: it.retry,
-		lastErr: it.lastErr, giveUp: it.giveUp, parked: true, tries: it.tries, failedAt: it.failedAt}
+		lastErr: it.lastErr, giveUp: it.giveUp, parked: true, tries: it.tries, failedAt: it.failedAt, left: it.left}
 	p.Payload = nil
 	p.state.Store(stParked)
 	l := t.laneOf(it.Key)

@@ -21,6 +21,10 @@ type sender struct {
 	limit     int64        // of those; more, and callers wait
 }
 
+// crowded: as many calls are left behind as may be. What hangs is then not sent
+// again before it has come back, so that it does not make its lane wait.
+func (s *sender) crowded() bool { return s.abandoned.Load() >= s.limit }
+
 // grace is what a publisher that honours its context gets to come back in.
 const grace = 250 * time.Millisecond
 
@@ -104,23 +108,23 @@ func (s *sender) guarded(j job) {
 }
 
 // send publishes msgs and gives their results, at the latest a moment after
-// within has passed. msgs and the results belong to the caller again only if the
-// call came back (ok); otherwise it must not touch msgs any more.
-func (c *caller) send(parent context.Context, within time.Duration, msgs []*Message) (results []Result, ok bool) {
+// within has passed. If the call did not come back, left is not nil and closed when
+// it does; until then msgs still belong to it.
+func (c *caller) send(parent context.Context, within time.Duration, msgs []*Message) (results []Result, left <-chan struct{}) {
 	ctx, cancel := context.WithTimeout(parent, within)
 	defer cancel()
 	j := job{ctx, msgs, make([]Result, len(msgs)), make(chan struct{})}
 	c.jobs <- j
 	select {
 	case <-j.done:
-		return j.results, true
+		return j.results, nil
 	case <-ctx.Done():
 	}
 	late := time.NewTimer(grace)
 	defer late.Stop()
 	select {
 	case <-j.done:
-		return j.results, true
+		return j.results, nil
 	case <-late.C:
 	}
 	if c.s.abandoned.Add(1) > c.s.limit {
@@ -128,7 +132,7 @@ func (c *caller) send(parent context.Context, within time.Duration, msgs []*Mess
 		select {
 		case <-j.done:
 			c.s.abandoned.Add(-1)
-			return j.results, true
+			return j.results, nil
 		case <-parent.Done():
 		}
 	}
@@ -143,5 +147,5 @@ func (c *caller) send(parent context.Context, within time.Duration, msgs []*Mess
 	for i := range results {
 		results[i] = Result{Unknown, fmt.Errorf("the publisher did not come back within %s: %w", within.Round(time.Millisecond), context.DeadlineExceeded)}
 	}
-	return results, false
+	return results, j.done
 }
