@@ -54,7 +54,9 @@ func Up(ctx context.Context, pool *pgxpool.Pool, schema string) error {
 	if v, err := Version(ctx, pool, schema); err == nil && v == Latest {
 		return nil
 	}
-	err = pgx.BeginFunc(ctx, pool, func(tx pgx.Tx) error { return up(ctx, tx, schema, all) })
+	// READ COMMITTED, whatever the role's default: in a stronger level the snapshot
+	// is older than the wait for the lock, and hides what was done meanwhile.
+	err = pgx.BeginTxFunc(ctx, pool, pgx.TxOptions{IsoLevel: pgx.ReadCommitted}, func(tx pgx.Tx) error { return up(ctx, tx, schema, all) })
 	if err != nil {
 		return fmt.Errorf("migrate schema %q: %w", schema, err)
 	}
