@@ -11,11 +11,10 @@ import (
 
 // announcement is one call of an after-commit handler that is due.
 type announcement struct {
-	bus      *EventBus
-	ctx      context.Context // of Publish, for its values
-	parent   *link           // what was being handled when the event was published
-	delivery delivery
-	handler  int
+	ctx     context.Context // of Publish, for its values
+	parent  *link           // what was being handled when the event was published
+	event   *occurrence
+	handler *Subscription
 }
 
 // runAfterCommit makes the calls, in the order of publication, and survives
@@ -29,20 +28,20 @@ func runAfterCommit(due []announcement) {
 }
 
 func (a announcement) call(onExit func()) {
-	e, name := a.delivery.envelope(), a.delivery.afterCommitNames()[a.handler]
+	b, e, name := a.handler.bus, a.event.envelope, a.handler.info.Handler
 	ctx := events.ContextHandling(context.WithoutCancel(a.ctx), *e)
 	ctx = withFrame(ctx, frame{chain: a.parent.next(e.EventType)})
-	if a.bus.afterCommitTimeout > 0 {
+	if b.afterCommitTimeout > 0 {
 		var cancel context.CancelFunc
-		ctx, cancel = context.WithTimeout(ctx, a.bus.afterCommitTimeout)
+		ctx, cancel = context.WithTimeout(ctx, b.afterCommitTimeout)
 		defer cancel()
 	}
 	failed := func(err error) {
-		a.bus.tellAfterCommitError(ctx, &HandlerError{
+		b.tellAfterCommitError(ctx, &HandlerError{
 			Handler: name, EventType: e.EventType, EventID: e.EventID, AfterCommit: true, Err: err,
 		})
 	}
-	err := protect(name, e.EventID, func() error { return a.delivery.callAfterCommit(ctx, a.handler) }, func() {
+	err := protect(name, e.EventID, func() error { return a.handler.call(ctx, nil, a.event) }, func() {
 		failed(errExited)
 		onExit()
 	})

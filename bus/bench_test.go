@@ -47,21 +47,25 @@ func BenchmarkPublish(b *testing.B) {
 
 // BenchmarkCallInTx is the way from the plain core to one typed handler.
 func BenchmarkCallInTx(b *testing.B) {
-	r := &typedRoute[orderPlaced]{}
 	calls := 0
-	r.inTx = append(r.inTx, func(context.Context, pgx.Tx, events.Event[orderPlaced]) error { calls++; return nil })
+	eventBus, err := newBus(discard{}, Config{})
+	if err != nil {
+		b.Fatal(err)
+	}
+	h := SubscribeInTx(eventBus, func(context.Context, pgx.Tx, events.Event[orderPlaced]) error { calls++; return nil })
 	ctx := context.Background()
-	var d delivery
 	e, err := events.New(ctx, order(1))
 	if err != nil {
 		b.Fatal(err)
 	}
-	if d, err = r.deliver(order(1), e); err != nil {
+	data, envelope, err := h.open(order(1), e)
+	if err != nil {
 		b.Fatal(err)
 	}
+	o := &occurrence{envelope: envelope, data: data}
 	b.ReportAllocs()
 	for b.Loop() {
-		if err := d.callInTx(ctx, 0, nil); err != nil {
+		if err := h.call(ctx, nil, o); err != nil {
 			b.Fatal(err)
 		}
 	}

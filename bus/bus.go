@@ -64,8 +64,8 @@ type EventBus struct {
 	onAfterCommitError func(context.Context, *HandlerError)
 	logger             *slog.Logger
 
-	routes      atomic.Pointer[routes]
-	subscribing sync.Mutex // held by whoever replaces routes, never while a handler runs
+	subscribed  atomic.Pointer[table]
+	subscribing sync.Mutex // held by whoever replaces the table, never while a handler runs
 }
 
 // New makes a bus whose events go to log. All faults of the config are reported
@@ -113,6 +113,6 @@ func newBus(log appender, cfg Config) (*EventBus, error) {
 	if b.onAfterCommitError == nil {
 		b.onAfterCommitError = b.logAfterCommitError
 	}
-	b.routes.Store(&routes{})
+	b.subscribed.Store(newTable(nil))
 	return b, nil
 }

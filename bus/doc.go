@@ -65,6 +65,10 @@
 //     (TestRenamedGoTypeChangesNothing).
 //  14. Subscribing and publishing from many goroutines is safe, and no lock is held
 //     while a handler runs (TestSubscribeWhilePublishing).
+//  15. A cancelled subscription gets nothing of a Publish that begins afterwards, and
+//     misses nothing of one that has begun before; the others notice nothing
+//     (TestCancel, TestCancelWhilePublishing). What is subscribed is listed, in the
+//     order of calls (TestSubscriptionsAreListed).
 //
 // # Not promised
 //

@@ -76,20 +76,20 @@ func protect(handler string, id uuid.UUID, call func() error, exited func()) (er
 }
 
 // handleInTx calls the in-tx handlers of one event and joins their errors.
-func (b *EventBus) handleInTx(ctx context.Context, tx pgx.Tx, s *scope, d delivery) error {
-	names := d.inTxNames()
-	if len(names) == 0 {
+func (b *EventBus) handleInTx(ctx context.Context, tx pgx.Tx, s *scope, o *occurrence) error {
+	if len(o.route.inTx) == 0 {
 		return nil
 	}
-	e := d.envelope()
+	e := o.envelope
 	parent := s.chain
 	s.chain = parent.next(e.EventType)
 	defer func() { s.chain = parent }()
 	ctx = withFrame(events.ContextHandling(ctx, *e), frame{scope: s, chain: s.chain})
 
 	var faults []error
-	for i, name := range names {
-		err := protect(name, e.EventID, func() error { return d.callInTx(ctx, i, tx) }, func() {})
+	for _, h := range o.route.inTx {
+		name := h.info.Handler
+		err := protect(name, e.EventID, func() error { return h.call(ctx, tx, o) }, func() {})
 		aborted := !s.ended && txStatus(tx) == statusAborted
 		if err == nil && aborted {
 			err = errLeftAborted

@@ -133,7 +133,7 @@ func (b *EventBus) publish(ctx context.Context, tx pgx.Tx, s *scope, evs []event
 	if err := b.checkDepth(parent, evs[0]); err != nil {
 		return err
 	}
-	envelopes, deliveries, err := b.prepare(ctx, s, evs)
+	envelopes, handled, err := b.prepare(ctx, s, evs)
 	if err != nil {
 		return err
 	}
@@ -141,25 +141,25 @@ func (b *EventBus) publish(ctx context.Context, tx pgx.Tx, s *scope, evs []event
 		return fmt.Errorf("publish %s: %w", envelopes[0].EventType, err)
 	}
 	s.appended(b.log, envelopes)
-	for _, d := range deliveries {
-		for i := range d.afterCommitNames() {
-			s.announce(announcement{bus: b, ctx: ctx, parent: parent, delivery: d, handler: i})
+	for _, o := range handled {
+		for _, h := range o.route.afterCommit {
+			s.announce(announcement{ctx: ctx, parent: parent, event: o, handler: h})
 		}
 	}
-	for _, d := range deliveries {
-		if err := b.handleInTx(ctx, tx, s, d); err != nil {
+	for _, o := range handled {
+		if err := b.handleInTx(ctx, tx, s, o); err != nil {
 			return err
 		}
 	}
 	return nil
 }
 
-// prepare makes envelopes of evs, and deliveries of those that have handlers. It
+// prepare makes envelopes of evs, and occurrences of those that have handlers. It
 // reports all faults together.
-func (b *EventBus) prepare(ctx context.Context, s *scope, evs []events.Payload) ([]events.DomainEvent, []delivery, error) {
-	handled := *b.routes.Load() // one state of the subscriptions for the whole call
+func (b *EventBus) prepare(ctx context.Context, s *scope, evs []events.Payload) ([]events.DomainEvent, []*occurrence, error) {
+	subscribed := b.subscribed.Load() // one state of the subscriptions for the whole call
 	envelopes := make([]events.DomainEvent, 0, len(evs))
-	var deliveries []delivery
+	var handled []*occurrence
 	var faults []error
 	for _, p := range evs {
 		e, err := events.New(ctx, p)
@@ -176,22 +176,22 @@ func (b *EventBus) prepare(ctx context.Context, s *scope, evs []events.Payload) 
 			faults = append(faults, err)
 			continue
 		}
-		r, ok := handled[name]
-		if !ok {
+		r := subscribed.named[name]
+		if r == nil {
 			continue
 		}
-		if names := r.afterCommitNames(); s.borrowed && len(names) > 0 {
-			faults = append(faults, &NotInTxError{EventType: e.EventType, SchemaVersion: e.SchemaVersion, Handlers: names})
+		if s.borrowed && len(r.afterCommit) > 0 {
+			faults = append(faults, &NotInTxError{EventType: e.EventType, SchemaVersion: e.SchemaVersion, Handlers: handlerNames(r.afterCommit)})
 			continue
 		}
-		d, err := r.deliver(payload, e)
+		data, envelope, err := r.open(payload, e)
 		if err != nil {
 			faults = append(faults, err)
 			continue
 		}
-		deliveries = append(deliveries, d)
+		handled = append(handled, &occurrence{envelope: envelope, data: data, route: r})
 	}
-	return envelopes, deliveries, errors.Join(faults...)
+	return envelopes, handled, errors.Join(faults...)
 }
 
 // rawType is what events.Raw makes: it has no Go type of its own.

@@ -1,111 +1,103 @@
 package bus
 
 import (
-	"context"
 	"fmt"
-	"maps"
 	"reflect"
 	"runtime"
 	"slices"
 	"strings"
 
-	"github.com/jackc/pgx/v5"
-
 	"github.com/postbus/postbus/events"
 )
 
-// routes are the handlers of a bus. A map is never changed once it is published
-// through EventBus.routes, so that readers need no lock.
-type routes map[wireName]route
-
-// route is the plain side of the handlers of one wire name.
-type route interface {
-	goType() reflect.Type
-	afterCommitNames() []string
-	// deliver makes what the handlers will be called with, out of an envelope and the
-	// payload it was made of: nil if there is none, and the data has to be decoded.
-	deliver(p events.Payload, e events.DomainEvent) (delivery, error)
+// table is what is subscribed to a bus. It is never changed once it is published
+// through EventBus.subscribed, so that readers need no lock.
+type table struct {
+	all   []*Subscription // in the order of subscription
+	named map[wireName]*route
 }
 
-// delivery is one event on its way to the handlers of its route, as they were
-// when it was published.
-type delivery interface {
-	envelope() *events.DomainEvent
-	inTxNames() []string
-	afterCommitNames() []string
-	callInTx(ctx context.Context, i int, tx pgx.Tx) error
-	callAfterCommit(ctx context.Context, i int) error
+// route is the handlers of one wire name, each kind in the order of subscription.
+type route struct {
+	open              opener
+	inTx, afterCommit []*Subscription
 }
 
-// typedRoute is the typed side. It is never changed once it is in a routes map.
-// Names stand beside the functions, so that the plain side reads them as they are.
-type typedRoute[T events.Payload] struct {
-	inTx        []func(context.Context, pgx.Tx, events.Event[T]) error
-	inTxName    []string
-	afterCommit []func(context.Context, events.Event[T]) error
-	afterName   []string
-}
-
-func (r *typedRoute[T]) goType() reflect.Type       { return reflect.TypeFor[T]() }
-func (r *typedRoute[T]) afterCommitNames() []string { return r.afterName }
-
-func (r *typedRoute[T]) deliver(p events.Payload, e events.DomainEvent) (delivery, error) {
-	switch data := any(p).(type) {
-	case T:
-		return &typedDelivery[T]{r, events.Event[T]{DomainEvent: e, Data: data}}, nil
-	case *T: // not nil: events.New has called its methods
-		return &typedDelivery[T]{r, events.Event[T]{DomainEvent: e, Data: *data}}, nil
-	case nil: // an envelope built by hand
-		event, err := events.Typed[T](e)
-		if err != nil {
-			return nil, fmt.Errorf("publish %s to its handlers in this process: %w", e.EventType, err)
+func newTable(all []*Subscription) *table {
+	t := &table{all: all, named: map[wireName]*route{}}
+	for _, s := range all {
+		name := s.wireName()
+		if t.named[name] == nil {
+			t.named[name] = &route{open: s.open}
 		}
-		return &typedDelivery[T]{r, event}, nil
+		t.named[name].add(s)
 	}
-	return nil, &WiringError{GoType: goName(reflect.TypeOf(p)), Err: fmt.Errorf(
-		"handlers of %s are subscribed with the Go type %s, and two Go types may not share a wire name and version: publish %[2]s, or give this type its own EventType or SchemaVersion",
-		wireName{e.EventType, e.SchemaVersion}, goName(r.goType()))}
+	return t
 }
 
-type typedDelivery[T events.Payload] struct {
-	route *typedRoute[T]
-	event events.Event[T]
+func (r *route) add(s *Subscription) {
+	switch s.info.Kind {
+	case KindInTx:
+		r.inTx = append(r.inTx, s)
+	case KindAfterCommit:
+		r.afterCommit = append(r.afterCommit, s)
+	}
 }
 
-func (d *typedDelivery[T]) envelope() *events.DomainEvent { return &d.event.DomainEvent }
-func (d *typedDelivery[T]) inTxNames() []string           { return d.route.inTxName }
-func (d *typedDelivery[T]) afterCommitNames() []string    { return d.route.afterName }
-
-func (d *typedDelivery[T]) callInTx(ctx context.Context, i int, tx pgx.Tx) error {
-	return d.route.inTx[i](ctx, tx, d.event)
+func (s *Subscription) wireName() wireName {
+	return wireName{s.info.EventType, s.info.SchemaVersion}
 }
 
-func (d *typedDelivery[T]) callAfterCommit(ctx context.Context, i int) error {
-	return d.route.afterCommit[i](ctx, d.event)
-}
-
-// addHandler puts a changed copy of T's route into a changed copy of the routes.
-// Handlers are checked first; nothing is changed when one is refused.
-func addHandler[T events.Payload](b *EventBus, name wireName, add func(*typedRoute[T])) error {
+// add subscribes s unless its wire name has another Go type already. Nothing is
+// changed when it is refused.
+func (b *EventBus) add(s *Subscription) error {
 	b.subscribing.Lock()
 	defer b.subscribing.Unlock()
-	old := *b.routes.Load()
-	next := &typedRoute[T]{}
-	if existing, ok := old[name]; ok {
-		same, ok := existing.(*typedRoute[T])
-		if !ok {
+	old := b.subscribed.Load().all
+	for _, other := range old {
+		if other.wireName() == s.wireName() && other.goType != s.goType {
 			return fmt.Errorf("%s is already the Go type %s here, and two Go types may not share a wire name and version: subscribe with %[2]s, or give this type its own EventType or SchemaVersion",
-				name, goName(existing.goType()))
+				s.wireName(), other.info.GoType)
 		}
-		// Clipped, so that appending never writes into an array that a reader holds.
-		next.inTx, next.inTxName = slices.Clip(same.inTx), slices.Clip(same.inTxName)
-		next.afterCommit, next.afterName = slices.Clip(same.afterCommit), slices.Clip(same.afterName)
 	}
-	add(next)
-	changed := maps.Clone(old)
-	changed[name] = next
-	b.routes.Store(&changed)
+	b.subscribed.Store(newTable(append(slices.Clip(old), s)))
 	return nil
+}
+
+// occurrence is one event on its way to its handlers, as they were when it was
+// published.
+type occurrence struct {
+	envelope *events.DomainEvent
+	data     any // the *events.Event[T] that envelope is part of
+	route    *route
+}
+
+func openTyped[T events.Payload](p events.Payload, e events.DomainEvent) (any, *events.DomainEvent, error) {
+	event := &events.Event[T]{DomainEvent: e}
+	switch data := any(p).(type) {
+	case T:
+		event.Data = data
+	case *T: // not nil: events.New has called its methods
+		event.Data = *data
+	case nil: // an envelope built by hand
+		var err error
+		if *event, err = events.Typed[T](e); err != nil {
+			return nil, nil, fmt.Errorf("publish %s to its handlers in this process: %w", e.EventType, err)
+		}
+	default:
+		return nil, nil, &WiringError{GoType: goName(reflect.TypeOf(p)), Err: fmt.Errorf(
+			"handlers of %s are subscribed with the Go type %s, and two Go types may not share a wire name and version: publish %[2]s, or give this type its own EventType or SchemaVersion",
+			wireName{e.EventType, e.SchemaVersion}, goName(reflect.TypeFor[T]()))}
+	}
+	return event, &event.DomainEvent, nil
+}
+
+func handlerNames(of []*Subscription) []string {
+	names := make([]string, len(of))
+	for i, s := range of {
+		names[i] = s.info.Handler
+	}
+	return names
 }
 
 // goName is a Go type's name as errors show it: with its package's path where it

@@ -50,12 +50,11 @@ func (e *WiringError) Unwrap() []error { return []error{ErrWiring, e.Err} }
 // one of its wire name and version on this bus.
 //
 // It may be called at any time, also while events are published, by any
-// goroutine; events whose Publish has begun do not reach h.
-func SubscribeInTx[T events.Payload](b *EventBus, h func(ctx context.Context, tx pgx.Tx, e events.Event[T]) error) {
-	name := funcName(h)
-	subscribe(b, name, h == nil, func(r *typedRoute[T]) {
-		r.inTx = append(r.inTx, h)
-		r.inTxName = append(r.inTxName, name)
+// goroutine; events whose Publish has begun do not reach h. h is called until the
+// Subscription is cancelled; whoever never does that need not keep it.
+func SubscribeInTx[T events.Payload](b *EventBus, h func(ctx context.Context, tx pgx.Tx, e events.Event[T]) error) *Subscription {
+	return subscribe[T](b, KindInTx, funcName(h), h == nil, func(ctx context.Context, tx pgx.Tx, o *occurrence) error {
+		return h(ctx, tx, *o.data.(*events.Event[T]))
 	})
 }
 
@@ -72,17 +71,15 @@ func SubscribeInTx[T events.Payload](b *EventBus, h func(ctx context.Context, tx
 // cancellation or its deadline; it has one of its own, [Config].AfterCommitTimeout.
 // h may call InTx.
 //
-// What is said of [SubscribeInTx] about T, sharing, order, panics at wiring and
-// goroutines holds here too.
-func SubscribeAfterCommit[T events.Payload](b *EventBus, h func(ctx context.Context, e events.Event[T]) error) {
-	name := funcName(h)
-	subscribe(b, name, h == nil, func(r *typedRoute[T]) {
-		r.afterCommit = append(r.afterCommit, h)
-		r.afterName = append(r.afterName, name)
+// What is said of [SubscribeInTx] about T, sharing, order, panics at wiring,
+// goroutines and the Subscription holds here too.
+func SubscribeAfterCommit[T events.Payload](b *EventBus, h func(ctx context.Context, e events.Event[T]) error) *Subscription {
+	return subscribe[T](b, KindAfterCommit, funcName(h), h == nil, func(ctx context.Context, _ pgx.Tx, o *occurrence) error {
+		return h(ctx, *o.data.(*events.Event[T]))
 	})
 }
 
-func subscribe[T events.Payload](b *EventBus, handler string, isNil bool, add func(*typedRoute[T])) {
+func subscribe[T events.Payload](b *EventBus, kind Kind, handler string, isNil bool, call func(context.Context, pgx.Tx, *occurrence) error) *Subscription {
 	var faults []error
 	if b == nil || b.log == nil {
 		faults = append(faults, errors.New("the bus is nil or empty: make one with bus.New"))
@@ -95,12 +92,20 @@ func subscribe[T events.Payload](b *EventBus, handler string, isNil bool, add fu
 	if err != nil {
 		faults = append(faults, err)
 	}
+	s := &Subscription{
+		bus:    b,
+		info:   SubscriptionInfo{Kind: kind, EventType: name.eventType, SchemaVersion: name.version, GoType: goName(goType), Handler: handler},
+		goType: goType,
+		open:   openTyped[T],
+		call:   call,
+	}
 	if len(faults) == 0 {
-		if err := addHandler(b, name, add); err != nil {
+		if err := b.add(s); err != nil {
 			faults = append(faults, err)
 		}
 	}
 	if len(faults) > 0 {
 		panic(&WiringError{Handler: handler, GoType: goName(goType), Err: errors.Join(faults...)})
 	}
+	return s
 }

@@ -84,7 +84,7 @@ func TestWiringFaultsPanicAtTheStart(t *testing.T) {
 	if err := errors.Join(wire[orderPlaced](b), wire[orderPlaced](b), wire[nextVersion](b), wire[namedField](b)); err != nil {
 		t.Fatal(err)
 	}
-	wired := len(*b.routes.Load())
+	wired := len(b.Subscriptions())
 	for name, c := range map[string]struct {
 		err   error
 		parts []string
@@ -110,7 +110,7 @@ func TestWiringFaultsPanicAtTheStart(t *testing.T) {
 		defer func() { says(t, recover().(error), ErrWiring, "the handler is nil", "bus.mailSent") }()
 		SubscribeAfterCommit[mailSent](b, nil)
 	})
-	if len(*b.routes.Load()) != wired {
+	if len(b.Subscriptions()) != wired {
 		t.Fatal("a refused handler was subscribed")
 	}
 }

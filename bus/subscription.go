@@ -1,0 +1,104 @@
+package bus
+
+import (
+	"context"
+	"fmt"
+	"reflect"
+	"slices"
+
+	"github.com/jackc/pgx/v5"
+
+	"github.com/postbus/postbus/events"
+)
+
+// Kind is when a handler is called.
+type Kind uint8
+
+const (
+	// KindInTx is a handler of SubscribeInTx.
+	KindInTx Kind = iota + 1
+	// KindAfterCommit is a handler of SubscribeAfterCommit.
+	KindAfterCommit
+)
+
+// String is the kind as errors and logs show it: "in-tx", "after-commit".
+func (k Kind) String() string {
+	switch k {
+	case KindInTx:
+		return "in-tx"
+	case KindAfterCommit:
+		return "after-commit"
+	}
+	return fmt.Sprintf("kind %d", uint8(k))
+}
+
+// SubscriptionInfo says who is subscribed to what.
+type SubscriptionInfo struct {
+	Kind          Kind
+	EventType     string // the wire name
+	SchemaVersion int
+	GoType        string // of the event, with its package's path
+	Handler       string // package.Function
+}
+
+// String is one line about it.
+func (i SubscriptionInfo) String() string {
+	return fmt.Sprintf("%s %s of %s v%d", i.Kind, i.Handler, i.EventType, i.SchemaVersion)
+}
+
+// Subscription is one handler of a bus, from its Subscribe to its Cancel. Whoever
+// wants the handler to stay for the life of the bus need not keep it. It is safe
+// for use by several goroutines.
+type Subscription struct {
+	bus    *EventBus
+	info   SubscriptionInfo
+	goType reflect.Type
+	open   opener
+	call   func(ctx context.Context, tx pgx.Tx, o *occurrence) error // tx is nil after a commit
+}
+
+// opener makes the *events.Event[T] that typed handlers get, out of an envelope
+// and the payload it was made of: nil if there is none, and the data has to be
+// decoded.
+type opener func(p events.Payload, e events.DomainEvent) (data any, envelope *events.DomainEvent, err error)
+
+// Info says what is subscribed.
+func (s *Subscription) Info() SubscriptionInfo { return s.info }
+
+// Cancel ends the subscription: a Publish that begins after Cancel has returned
+// does not reach the handler. One that has begun before may still call it, also
+// after Cancel has returned: an in-tx handler until that Publish returns, an
+// after-commit handler once that Publish's transaction is committed, however
+// much later that is. Cancel waits for neither, so that a handler may cancel any
+// subscription, its own too.
+//
+// With the last handler of a wire name and version goes the Go type that stood
+// for it: another one may then be subscribed.
+//
+// Cancelling again, or a nil Subscription, does nothing.
+func (s *Subscription) Cancel() {
+	if s == nil || s.bus == nil {
+		return
+	}
+	b := s.bus
+	b.subscribing.Lock()
+	defer b.subscribing.Unlock()
+	old := b.subscribed.Load().all
+	if i := slices.Index(old, s); i >= 0 {
+		b.subscribed.Store(newTable(slices.Delete(slices.Clone(old), i, i+1)))
+	}
+}
+
+// Subscriptions lists what is subscribed at this moment, in the order of
+// subscription, which is the order of calls too.
+func (b *EventBus) Subscriptions() []SubscriptionInfo {
+	if b == nil || b.log == nil {
+		return nil
+	}
+	all := b.subscribed.Load().all
+	infos := make([]SubscriptionInfo, len(all))
+	for i, s := range all {
+		infos[i] = s.info
+	}
+	return infos
+}
