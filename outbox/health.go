@@ -22,7 +22,8 @@ type health struct {
 	mu          sync.Mutex
 	failing     map[laneKey]struct{} // since the last event that was accepted
 	down        bool
-	unavailable bool // down by the publisher's own word
+	unavailable bool // by the publisher's own word, in the last call that failed
+	told        bool // the publisher has said so since the broker accepted something
 	since       time.Time
 	probing     bool
 	next        time.Time // of the next probe
@@ -69,7 +70,7 @@ func (h *health) report(now time.Time, wasProbe bool, done int, failed []laneKey
 		h.lastDone = now
 		clear(h.failing)
 		if h.down {
-			h.down, h.unavailable = false, false
+			h.down, h.unavailable, h.told = false, false, false
 			h.log.Info("the broker accepts events again", "relay", h.relay, "after", now.Sub(h.since).Round(time.Millisecond))
 			h.wakeAll()
 		}
@@ -84,7 +85,9 @@ func (h *health) report(now time.Time, wasProbe bool, done int, failed []laneKey
 		h.log.Warn("the broker accepts nothing: events wait, none is parked, one at a time is tried", "relay", h.relay, "keys_failing", len(h.failing), "unavailable", unavailable)
 	}
 	if h.down {
-		h.unavailable = unavailable
+		if len(failed) > 0 { // a call that tried nothing says nothing
+			h.unavailable, h.told = unavailable, h.told || unavailable
+		}
 		if wasProbe || h.next.Before(now) {
 			h.next = now.Add(h.pace.NextBackOff())
 		}
@@ -108,10 +111,10 @@ func (h *health) accepts(t time.Time) bool {
 	return !h.down && h.lastDone.After(t)
 }
 
-// verdict: how many keys fail, and whether the publisher itself says that the
+// verdict: how many keys fail, and whether the publisher itself has said that the
 // broker is away.
 func (h *health) verdict() (failing int, unavailable bool) {
 	h.mu.Lock()
 	defer h.mu.Unlock()
-	return len(h.failing), h.down && h.unavailable
+	return len(h.failing), h.down && h.told
 }

@@ -54,6 +54,13 @@ func (l *lease) take(ctx context.Context) (bool, error) { return l.ask(ctx, "tak
 // renew prolongs it; false: it is lost.
 func (l *lease) renew(ctx context.Context) (bool, error) { return l.ask(ctx, "renew", l.renewSQL) }
 
+// renewInTime tries no longer than the lease lasts.
+func (l *lease) renewInTime(ctx context.Context) (bool, error) {
+	ctx, cancel := context.WithTimeout(ctx, l.left())
+	defer cancel()
+	return l.renew(ctx)
+}
+
 func (l *lease) ask(ctx context.Context, what, sql string) (bool, error) {
 	ctx, cancel := context.WithTimeout(ctx, min(l.db.timeout, l.length/2))
 	defer cancel()
@@ -90,7 +97,7 @@ func (l *lease) keep(ctx context.Context) error {
 			return errLeaseLost
 		case <-every.C:
 			expired.Stop()
-			ok, err := l.renew(ctx)
+			ok, err := l.renewInTime(ctx)
 			if err == nil && !ok {
 				return errLeaseLost
 			}

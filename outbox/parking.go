@@ -22,6 +22,10 @@ const triesBeforeParking = 3
 // up to the first event that is on its way is taken, settled ones included; upTo
 // is its length. The chosen belong to the caller.
 func (t *tenure) toPark(items []*item, bytes int, ended bool) (chosen []*item, upTo int) {
+	failing, unavailable := t.health.verdict()
+	if unavailable {
+		return nil, 0 // the broker is away: nothing is parked
+	}
 	crammed := t.window.crammed()
 	full := crammed || len(items) >= t.cfg.Window/2 || bytes >= t.cfg.WindowBytes/2
 	if !full && !ended {
@@ -41,8 +45,7 @@ func (t *tenure) toPark(items []*item, bytes int, ended bool) (chosen []*item, u
 		t.unpark(chosen) // the others are about to come back: one transaction for all
 		return nil, 0
 	}
-	failing, unavailable := t.health.verdict()
-	alone := i == len(items) && !unavailable && ((ended || crammed) && failing < outageKeys || ended && t.moreWaits())
+	alone := i == len(items) && ((ended || crammed) && failing < outageKeys || ended && t.moreWaits())
 	blocked := map[laneKey]bool{}
 	for j, it := range chosen {
 		k := keyOf(it)

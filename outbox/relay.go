@@ -203,9 +203,10 @@ func (s *shift) newTenure(l *lease, source string) *tenure {
 	return t
 }
 
-// remember keeps what t has sent and not noted, for the next tenure.
+// remember keeps what t has sent and not noted, for the next tenure. One that did
+// not get as far as reading its round knows nothing new: what is remembered of that
+// round holds.
 func (s *shift) remember(t *tenure) {
-	s.sent = nil
 	if !t.active {
 		return
 	}

@@ -31,6 +31,7 @@ func (t *tenure) settle(hard context.Context) (acted bool, wait time.Duration, e
 	}
 	if t.active && t.settled < len(items) {
 		if parked, upTo := t.toPark(items, bytes, ended); len(parked) > 0 {
+			done, _ = t.pending() // again: more may have been found settled
 			return true, 0, t.park(hard, items, upTo, parked, done)
 		}
 	}
