@@ -50,40 +50,61 @@
 //
 // # Guarantees
 //
-//  1. Every committed event is published at least once, and the first deliveries of
+//  1. An append is part of the caller's transaction, and all of one call is appended
+//     or nothing. A refusal comes before the first statement, leaves the transaction
+//     usable, and says what to do; the bytes in the log are those that were encoded
+//     (TestAppendOneAndMany, TestAppendRefusesBeforeItWrites,
+//     TestAppendNeedsATransaction, TestAppendExplainsTheDatabasesAnswer,
+//     TestAppendFromManyGoroutines).
+//  2. Every committed event is published at least once, and the first deliveries of
 //     one topic and key are in the order of the transactions that appended them, while
 //     relays are killed, frozen and woken; repeats are at most a window per take-over
 //     (TestEveryCommittedEventIsPublishedInOrder, TestOrderWhileRelaysAreKilledAndFrozen,
 //     TestReadAgainstModel).
-//  2. A transaction that stays open delays its own events only, and none of them is
+//  3. So it is through crashes of the server, noticed or hidden by a pool
+//     (TestCrashOfTheServerWithUnflushedXids, TestRelayOutlivesItsServersCrashes).
+//  4. A transaction that stays open delays its own events only, and none of them is
 //     lost, whatever ids they have (TestLongTransactionStallsNothing,
 //     TestAppendThatCommitsAfterThePoll, TestLateLowerIDsAndNobodyWaits,
 //     TestPreparedTransaction, TestLateTransactionOfManyRows, TestGapsOfIDs).
-//  3. The order of steps that this rests on is kept: a row's xid before its id, the
+//  5. The order of steps that this rests on is kept: a row's xid before its id, the
 //     sequence's position before our own xid, never the sequence's page
-//     (TestXidStandsBeforeID, TestSequenceIsReadBeforeTheXid,
-//     TestXidBeforeTheSequenceWouldLoseRows, TestNoStatementReadsTheSequencesPage).
-//  4. Nobody moves a position on top of what they have not seen: not a former holder,
+//     (TestXidStandsBeforeID, TestAppendWithTheApplicationsPrivileges,
+//     TestSequenceIsReadBeforeTheXid, TestXidBeforeTheSequenceWouldLoseRows,
+//     TestNoStatementReadsTheSequencesPage).
+//  6. Nobody moves a position on top of what they have not seen: not a former holder,
 //     and not a holder whose commit lost its reply (TestTakeoverWhileALinkCommits,
 //     TestFormerHolderWakesUp, TestLostReplyOfACommit, TestLostRepliesRepeatNothing).
-//  5. A failing event holds up its own key, and no other; its attempts are bounded and
+//  7. A failing event holds up its own key, and no other; its attempts are bounded and
 //     outlive a restart (TestFailingEventStopsItsKeyOnly,
 //     TestEventsOfOtherKeysFlowWhenAllElseFails, TestPermanentErrorIsGivenUpAtOnce,
 //     TestAttemptsAreBoundedAndSurviveARestart,
 //     TestParkedRowsBlockTheirKeyForTheNextHolder).
-//  6. While the broker is down nothing is parked and no attempt is counted; an unknown
+//  8. A publisher that hangs or panics holds up the keys of that call, and no other; it
+//     keeps Run from stopping no longer than RelayConfig.DrainTimeout
+//     (TestPublisherThatHangsStopsOneKeyOnly, TestCallThatHangsIsLeftBehind,
+//     TestPublisherThatPanicsStopsNothing, TestMessageOfACallLeftBehindIsNotTouched).
+//  9. A batch call holds one event per key at most, unless the publisher says that a
+//     key stops at its first failure; what was not attempted costs no attempt
+//     (TestAtMostOneEventPerKeyInACallThatDoesNotStopKeys, TestNotAttemptedIsSentAgain,
+//     TestPublishersBoundsAndTheRelaysBothHold). Each attempt of a stock publisher gets a
+//     fresh message (TestEachAttemptGetsAFreshMessage).
+//  10. While the broker is down nothing is parked and no attempt is counted; an unknown
 //     outcome is tried again before anything else of its key, and never given up
-//     (TestBrokerDownParksNothing, TestUnknownOutcomeIsTriedFirstAndNeverGivenUp).
-//  7. A replay goes through its key's lane, in order under [BlockKey] and marked under
+//     (TestBrokerDownParksNothing, TestOutageIsProbedByOneCallAtATime,
+//     TestOutageIsManyKeysWithNothingAcceptedBetween,
+//     TestUnknownOutcomeIsTriedFirstAndNeverGivenUp).
+//  11. A replay goes through its key's lane, in order under [BlockKey] and marked under
 //     [SkipKey]; what is discarded is not sent any more, and its key goes on. Both are
 //     carried out while the stream runs (TestReplayGoesOnInTheKeysLane,
 //     TestDiscardedEventIsNeverSentAndItsKeyGoesOn,
 //     TestRequestsForOneEventAreCarriedOutInTurn, TestReplayIsCarriedOutWhileTheStreamRuns,
 //     TestRequestsForWhatIsNotParkedAreRefused).
-//  8. [FromNow] leaves the history out, also if the first start ends half way
+//  12. [FromNow] leaves the history out, also if the first start ends half way
 //     (TestFromNow).
-//  9. All of this holds on PostgreSQL 15 and 18, and through PgBouncer in transaction
-//     mode (TestOrderWhileRelaysAreKilledAndFrozen, TestEveryExecMode).
+//  13. All of this holds on PostgreSQL 15 and 18, and through PgBouncer in transaction
+//     mode (TestOrderWhileRelaysAreKilledAndFrozen, TestAppendOneAndMany,
+//     TestEveryExecMode).
 //
 // # Not promised
 //
@@ -93,9 +114,10 @@
 // Order across topics, and order of repeats: what is in order are first deliveries. A
 // repeat may send a run of older events again.
 //
-// Exactly once. A crash or a take-over publishes up to a window again, a call that a
-// paused process had begun may still arrive, and an event whose outcome is unknown is
-// sent again. Consumers deduplicate by the event's id.
+// Exactly once. A crash or a take-over publishes up to a window again, a crash of the
+// server possibly more, since links that only move a position are not waited for; a call
+// that a paused process had begun may still arrive, and an event whose outcome is unknown
+// is sent again. Consumers deduplicate by the event's id.
 //
 // Durability beyond the server's: a transaction that PostgreSQL loses after its commit
 // (synchronous_commit off, an asynchronous fail-over) may have been published.
