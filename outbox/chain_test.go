@@ -405,3 +405,33 @@ func TestFromNow(t *testing.T) {
 	s.drain()
 	s.expect("k", 6, 7)
 }
+
+// Links that no position rests on are deleted in ranges, behind a round's end.
+func TestOldLinksArePruned(t *testing.T) {
+	t.Parallel()
+	f := setUp(t, testkit.PG15)
+	s := f.stepped("test")
+	f.add("k", 1, 5)
+	s.drain()
+	pos := s.t.chain.pos
+	f.exec(`INSERT INTO `+f.table("relay_link")+` (relay, slot_from, slot_to, n, holder, round, last_id)
+		SELECT 'test', 0, 255, n, $1::uuid, $2, $3 FROM generate_series($4::bigint + 1, $4 + 3000) AS n`,
+		s.shift.holder.String(), pos.round.n, pos.lastID, pos.n)
+	other := f.stepped("other") // its links are its own
+	s.newHolder()
+	f.add("k", 6, 5)
+	s.drain()
+	f.add("k", 11, 5)
+	s.drain()
+	if n := f.count(`SELECT count(*) FROM ` + f.table("relay_link") + ` WHERE relay = 'test'`); n < keepLinks || n > keepLinks+100 {
+		t.Errorf("%d links left, want %d and a few", n, keepLinks)
+	}
+	s.newHolder()
+	f.add("k", 16, 1)
+	s.drain()
+	s.expect("k", 1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12, 13, 14, 15, 16)
+	other.drain()
+	if got := len(other.delivered); got != 16 {
+		t.Errorf("another relay of the log delivered %d events, want 16", got)
+	}
+}
