@@ -27,8 +27,8 @@ type Config struct {
 	Schema string
 	// InboxTimeout is InboxConfig.Timeout. Defaults to 5 s.
 	InboxTimeout time.Duration
-	// IdleTimeout is InboxConfig.IdleTimeout. Defaults to 1 minute, or twice Timeout
-	// if that is more.
+	// IdleTimeout is InboxConfig.IdleTimeout; a handler whose attempts may take longer
+	// than half of it gets twice what they may take. Defaults to 1 minute.
 	IdleTimeout time.Duration
 
 	// Topic names the topic of an event type, as the publishing log's
@@ -71,7 +71,6 @@ func (c *Config) setDefaults() {
 		c.Logger = slog.Default()
 	}
 	setDefault(&c.Timeout, 10*time.Second)
-	setDefault(&c.IdleTimeout, max(time.Minute, 2*c.Timeout))
 	setDefault(&c.CloseTimeout, 20*time.Second)
 	c.Retry.setDefaults()
 	c.Poison.setDefaults()

@@ -54,8 +54,8 @@ type handler struct {
 // handled is not handed to it again. Use HandleTx where its effects are in Postgres.
 //
 // name identifies the handler in the inbox, in the poison queue and in replays:
-// unique among all consumers of the topic, and kept for ever; a new name handles
-// everything again that is delivered again. It has letters, digits and ._:/- .
+// unique among all consumers of the topic, and kept for ever, since a new name
+// handles again what is delivered again. It has letters, digits and ._:/- .
 //
 // fn's ctx ends with the attempt's timeout, and carries the event's correlation:
 // what is published under it is caused by e. fn's error, or panic, is retried
@@ -64,12 +64,13 @@ type handler struct {
 // data of its own.
 //
 // T is the struct of the event, by value. Events of a newer version than T's are
-// held; those of an older one are poisoned unless AcceptFrom allows them, since a
-// version grows with an incompatible change.
+// held; those of an older one are poisoned unless AcceptFrom allows them: versions
+// grow with incompatible changes, and data read into the wrong shape would take
+// effect silently.
 //
 // Handle panics with a *[WiringError] that names all faults: a name taken, a nil
 // fn, a T that is a pointer, an interface or a struct that goes by the name of an
-// event it embeds, a router whose Run has begun. It is not safe for concurrent use with Run.
+// event it embeds, a router whose Run has begun.
 func Handle[T events.Payload](r *Router, name string, fn func(ctx context.Context, e events.Event[T]) error, opts ...Option) {
 	add[T](r, &handler{name: name}, fn == nil, opts, func(ctx context.Context, e events.Event[T]) error {
 		return fn(ctx, e)

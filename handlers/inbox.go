@@ -37,11 +37,11 @@ type InboxConfig struct {
 	// has the same event in the same handler: when it ends, the message is given
 	// back. Defaults to 5 s.
 	Timeout time.Duration
-	// IdleTimeout is after how long the server ends a transaction of HandleTx that
-	// sends nothing (idle_in_transaction_session_timeout), whatever is set elsewhere. A consumer whose
-	// machine has vanished would hold its inbox row, and with it the event, until
-	// TCP notices, which takes hours. Defaults to 1 minute; NoTimeout leaves the
-	// server's setting alone.
+	// IdleTimeout is after how long the server ends a transaction of InTx that sends
+	// nothing (idle_in_transaction_session_timeout), whatever is set elsewhere. A
+	// consumer whose machine has vanished would hold its inbox row, and with it the
+	// event, until TCP notices, which takes hours. Defaults to 1 minute; NoTimeout
+	// leaves the server's setting alone.
 	IdleTimeout time.Duration
 }
 
@@ -71,7 +71,7 @@ type Inbox struct {
 	pool        *pgxpool.Pool
 	schema      string
 	timeout     time.Duration
-	idleTimeout string
+	idleTimeout time.Duration
 
 	selectSQL, handleSQL, rehandleSQL, poisonSQL string
 }
@@ -84,10 +84,7 @@ func NewInbox(pool *pgxpool.Pool, cfg InboxConfig) (*Inbox, error) {
 	setDefault(&cfg.Schema, migrations.DefaultSchema)
 	setDefault(&cfg.Timeout, 5*time.Second)
 	setDefault(&cfg.IdleTimeout, time.Minute)
-	i := &Inbox{pool: pool, schema: cfg.Schema, timeout: cfg.Timeout}
-	if cfg.IdleTimeout != NoTimeout {
-		i.idleTimeout = strconv.FormatInt(max(cfg.IdleTimeout.Milliseconds(), 1), 10)
-	}
+	i := &Inbox{pool: pool, schema: cfg.Schema, timeout: cfg.Timeout, idleTimeout: cfg.IdleTimeout}
 	table := pgx.Identifier{cfg.Schema, "inbox"}.Sanitize()
 	// The casts let the statements work in every query exec mode of pgx, those for
 	// poolers included, where an id is sent as text.
@@ -118,6 +115,16 @@ func (i *Inbox) check(ctx context.Context) error {
 		return fmt.Errorf("look into the inbox of schema %q: grant SELECT, INSERT and UPDATE on its table inbox to the pool's role: %w", i.schema, err)
 	}
 	return nil
+}
+
+// patient is the inbox of a handler whose attempts take up to attempt: the server
+// must not end a transaction whose handler is still at work elsewhere.
+func (i *Inbox) patient(attempt time.Duration) *Inbox {
+	own := *i
+	if own.idleTimeout != NoTimeout {
+		own.idleTimeout = max(own.idleTimeout, 2*attempt)
+	}
+	return &own
 }
 
 // state is what is known of k. stateNone: nothing, or somebody is at it.
@@ -166,8 +173,9 @@ func (i *Inbox) begin(ctx context.Context, k key, replay bool) (tx *effects, fre
 	}
 	batch := &pgx.Batch{}
 	batch.BeginTx(pgx.TxOptions{})
-	if i.idleTimeout != "" {
-		batch.Queue(`SELECT set_config('idle_in_transaction_session_timeout', $1, true)`, i.idleTimeout)
+	if i.idleTimeout != NoTimeout {
+		ms := strconv.FormatInt(max(i.idleTimeout.Milliseconds(), 1), 10)
+		batch.Queue(`SELECT set_config('idle_in_transaction_session_timeout', $1, true)`, ms)
 	}
 	sql := i.handleSQL
 	if replay {

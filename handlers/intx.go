@@ -44,6 +44,7 @@ func InTx(inbox *Inbox) message.HandlerMiddleware {
 			}
 			if !fresh {
 				d.duplicate = true
+				d.Attempt = max(d.Attempt-1, 0) // it did not come to it
 				return nil, nil
 			}
 			failpoint.Hit(fpAfterInsert)

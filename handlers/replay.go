@@ -60,8 +60,8 @@ type ReplayReport struct {
 }
 
 // Replayer sends poisoned messages back to the topic they came from, each for
-// the one handler that gave it up. It is safe for use by several goroutines, but one poison
-// queue should be replayed by one of them at a time.
+// the one handler that gave it up. It is safe for use by several goroutines, but
+// one poison queue should be replayed by one of them at a time.
 type Replayer struct {
 	subscriber message.Subscriber
 	publisher  message.Publisher
@@ -108,12 +108,13 @@ func NewReplayer(subscriber message.Subscriber, publisher message.Publisher, cfg
 // end early; call it again.
 //
 // A message that is chosen is published to its origin with HeaderReplayFor, then
-// acked. Its handler's poisoning is lifted by the router when it gets there, in one with the
-// effects; so the Replayer needs no database, and a crash at any point only
-// repeats: what was handled meanwhile is a duplicate then. All others are
-// published to the queue's end, then acked.
+// acked. Its handler's poisoning is lifted by the router when it gets there, in
+// one with the effects; so the Replayer needs no database, and a crash at any
+// point only repeats: what was handled meanwhile is a duplicate then. All others
+// are published to the queue's end, then acked.
 //
-// On an error the report tells what was done so far; the message at hand is still in the queue.
+// On an error the report tells what was done so far; the message at hand is still
+// in the queue.
 func (r *Replayer) Replay(ctx context.Context, poisonTopic string) (report ReplayReport, err error) {
 	ctx, cancel := context.WithCancel(ctx)
 	in, err := r.subscriber.Subscribe(ctx, poisonTopic)

@@ -43,7 +43,7 @@ type HandlerResult struct {
 	EventType   string
 	Key         string // partition key
 	Outcome     Outcome
-	Attempts    int   // calls of the handler, over the redeliveries that this process saw
+	Attempts    int   // calls of the handler that count, over the redeliveries that this process saw
 	Redelivered bool  // see Delivery
 	Replayed    bool  // see Delivery
 	Err         error // of the attempt or the obstacle; nil when handled or duplicate
@@ -56,7 +56,7 @@ type Stats struct {
 	Acked        uint64 // all their handlers have settled, or none is for them
 	Nacked       uint64 // given back
 	UnknownTypes uint64 // acked, because no handler is for their type
-	Undecodable  uint64 // poisoned under UndecodableHandler
+	Undecodable  uint64 // poisoned under UndecodableHandler; counted in Poisoned too
 
 	// Per message and handler:
 	Handled     uint64

@@ -133,7 +133,7 @@ func (r *retrier) handle(msg *message.Message) ([]*message.Message, error) {
 		if err == nil {
 			return out, nil
 		}
-		verdict, wait := r.judge(outer, &c, err, waits, start)
+		wait, verdict := r.judge(outer, &c, err, waits, start)
 		if verdict != nil {
 			if errors.Is(verdict, ErrPostponed) && c != (carried{}) {
 				r.carried.put(d.remembered(msg), c)
@@ -152,24 +152,27 @@ func (r *retrier) handle(msg *message.Message) ([]*message.Message, error) {
 
 // judge says how an attempt that returned err ends the delivery, or how long to
 // wait for the next.
-func (r *retrier) judge(outer context.Context, c *carried, err error, waits backoff.BackOff, start time.Time) (verdict error, wait time.Duration) {
+func (r *retrier) judge(outer context.Context, c *carried, err error, waits backoff.BackOff, start time.Time) (wait time.Duration, verdict error) {
 	d := deliveryOf(outer)
 	if outer.Err() != nil {
-		return interrupted(d, err), 0
+		return 0, interrupted(d, err)
+	}
+	if errors.Is(err, ErrPostponed) {
+		d.Attempt = c.attempts // this one does not count
 	}
 	if errors.Is(err, errConnectionLost) {
 		if c.losses++; c.losses < maxLosses {
-			return err, 0
+			return 0, err
 		}
-		return &GaveUpError{d.Attempt, fmt.Errorf("lost the connection %d times in a row: %v", c.losses, err)}, 0
+		return 0, &GaveUpError{c.attempts, fmt.Errorf("lost the connection %d times in a row: %v", c.losses, err)}
 	}
 	if errors.Is(err, ErrPostponed) {
-		return err, 0
+		return 0, err
 	}
 	c.attempts, c.losses = d.Attempt, 0
 	var permanent *PermanentError
 	if errors.As(err, &permanent) || c.attempts >= r.cfg.MaxAttempts {
-		return &GaveUpError{c.attempts, err}, 0
+		return 0, &GaveUpError{c.attempts, err}
 	}
 	wait = waits.NextBackOff()
 	elapsed := time.Since(start)
@@ -177,13 +180,13 @@ func (r *retrier) judge(outer context.Context, c *carried, err error, waits back
 	if errors.As(err, &after) {
 		if wait = after.After; elapsed+wait >= r.cfg.MaxElapsed {
 			c.notBefore = time.Now().Add(wait)
-			return &PostponedError{After: wait, Err: err}, 0
+			return 0, &PostponedError{After: wait, Err: err}
 		}
 	}
 	if elapsed+wait >= r.cfg.MaxElapsed {
-		return &GaveUpError{c.attempts, fmt.Errorf("no time is left of the %s that the message may be held: %w", r.cfg.MaxElapsed, err)}, 0
+		return 0, &GaveUpError{c.attempts, fmt.Errorf("no time is left of the %s that the message may be held: %w", r.cfg.MaxElapsed, err)}
 	}
-	return nil, wait
+	return wait, nil
 }
 
 func (r *retrier) backOff() backoff.BackOff {

@@ -225,8 +225,9 @@ func TestMiddlewaresServeInAnyWatermillRouter(t *testing.T) {
 			t.Errorf("headers %v", p.Metadata)
 		}
 	}
-	// Both copies may have run side by side: at least once. One of them was recorded.
-	if n := len(r.broker.waiting("mail.poison")); n < 1 || n > 2 || len(settled) != 3*n {
+	// Both copies may have run side by side, three attempts each: at least once. The
+	// second is poisoned only if it looked into the inbox before the first was recorded.
+	if n := len(r.broker.waiting("mail.poison")); n < 1 || 3*n > len(settled) || len(settled) > 6 {
 		t.Errorf("%d poisoned, %d calls", n, len(settled))
 	}
 }

@@ -190,7 +190,7 @@ func (r *rig) await(handler string, id uuid.UUID, want handlers.Outcome) {
 }
 
 // messageOf is the message of an event, as a relay publishes it.
-func messageOf(t *testing.T, p events.Payload) *message.Message {
+func messageOf(t testing.TB, p events.Payload) *message.Message {
 	t.Helper()
 	e, err := events.New(context.Background(), p)
 	if err != nil {

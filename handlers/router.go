@@ -91,7 +91,11 @@ func (r *Router) chain(h *handler) message.HandlerFunc {
 	}
 	outermostFirst := []message.HandlerMiddleware{r.poison, admission}
 	if h.inTx {
-		outermostFirst = append(outermostFirst, retry, InTx(r.inbox)) // a transaction per attempt
+		longest := h.retry.MaxElapsed // bounds an attempt too
+		if h.timeout != NoTimeout {
+			longest = min(longest, h.timeout)
+		}
+		outermostFirst = append(outermostFirst, retry, InTx(r.inbox.patient(longest))) // a transaction per attempt
 	} else {
 		outermostFirst = append(outermostFirst, Dedup(r.inbox), retry)
 	}
@@ -112,9 +116,9 @@ func (r *Router) chain(h *handler) message.HandlerFunc {
 //
 // When ctx ends, no further message is taken and no further attempt begun.
 // Attempts that are running are waited for, Config.CloseTimeout long, with their
-// contexts alive; then the contexts are cancelled. What succeeded is
-// acked, all else given back; nothing is poisoned for it. A *[CloseTimeoutError] names handlers that
-// ignore all this.
+// contexts alive; then the contexts are cancelled. What succeeded is acked, all
+// else given back; nothing is poisoned for it. A *[CloseTimeoutError] names
+// handlers that ignore all this.
 //
 // It returns an error, and leaves nothing running, if it was called before, if
 // there are no handlers, if the inbox is missing, if a topic cannot be subscribed
@@ -142,13 +146,13 @@ func (r *Router) Run(ctx context.Context) error {
 	ctx, stop := context.WithCancel(ctx)
 	defer stop()
 
-	subscriptions, err := r.subscribe(ctx, stop)
+	// No logger: Watermill would say again what we say. Its Close waits here only
+	// for handlers that have had their CloseTimeout.
+	router, err := message.NewRouter(message.RouterConfig{CloseTimeout: CloseGrace}, nil)
 	if err != nil {
 		return err
 	}
-	// Watermill's own logger says nothing that we don't say; its Close waits here only for
-	// handlers that have had their CloseTimeout.
-	router, err := message.NewRouter(message.RouterConfig{CloseTimeout: CloseGrace}, nil)
+	subscriptions, err := r.subscribe(ctx, stop)
 	if err != nil {
 		return err
 	}

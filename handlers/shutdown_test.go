@@ -10,6 +10,7 @@ import (
 
 	"github.com/ThreeDotsLabs/watermill/message"
 	"github.com/jackc/pgx/v5"
+	"go.uber.org/goleak"
 
 	"github.com/postbus/postbus/events"
 	"github.com/postbus/postbus/handlers"
@@ -210,4 +211,28 @@ func TestStopFreesASubscriberThatMustDeliver(t *testing.T) {
 	stop := r.run(router)
 	testkit.Eventually(t, soon, func() bool { return router.Stats().Handled > 0 }, "it runs")
 	stop()
+}
+
+// Not parallel: goroutines of other tests would count.
+func TestRunLeavesNoGoroutineBehind(t *testing.T) {
+	r := newRig(t)
+	r.publish(order(0))
+	before := goleak.IgnoreCurrent()
+	for i := range 10 {
+		router := r.router()
+		handlers.HandleTx(router, "stock.reserve", r.book("stock.reserve"))
+		handlers.Handle(router, "mail.paid", func(context.Context, events.Event[paid]) error { return nil })
+		ctx, cancel := context.WithCancel(t.Context())
+		done := make(chan error, 1)
+		go func() { done <- router.Run(ctx) }()
+		if i%2 == 0 { // stop it at work, or while it starts
+			r.publish(order(i))
+			testkit.Eventually(t, soon, func() bool { return router.Stats().Handled > 0 }, "it runs")
+		}
+		cancel()
+		if err := <-done; err != nil {
+			t.Error(err)
+		}
+	}
+	goleak.VerifyNone(t, before)
 }

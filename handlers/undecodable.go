@@ -10,8 +10,8 @@ import (
 
 // poisonUndecodable sends a message that is no event for anybody to the poison
 // queue, once for the whole router. It is not recorded in the inbox: it has no
-// event id to be trusted, and an id taken from the message might hide another. A crash before the ack
-// leaves a second copy.
+// event id to be trusted, and an id taken from the message might hide another
+// one. A crash before the ack leaves a second copy.
 func (r *Router) poisonUndecodable(topic string, stopping <-chan struct{}, msg *message.Message, why error) error {
 	d := &delivery{
 		Delivery: Delivery{Topic: topic, Handler: UndecodableHandler, Redelivered: redelivered(msg.Metadata)},
