@@ -60,7 +60,7 @@
 //     one topic and key are in the order of the transactions that appended them, while
 //     relays are killed, frozen and woken; repeats are at most a window per take-over
 //     (TestEveryCommittedEventIsPublishedInOrder, TestOrderWhileRelaysAreKilledAndFrozen,
-//     TestReadAgainstModel).
+//     TestKilledAtEveryFailpoint, TestReadAgainstModel).
 //  3. So it is through crashes of the server, noticed or hidden by a pool
 //     (TestCrashOfTheServerWithUnflushedXids, TestRelayOutlivesItsServersCrashes).
 //  4. A transaction that stays open delays its own events only, and none of them is
@@ -79,7 +79,7 @@
 //     outlive a restart (TestFailingEventStopsItsKeyOnly,
 //     TestEventsOfOtherKeysFlowWhenAllElseFails, TestPermanentErrorIsGivenUpAtOnce,
 //     TestAttemptsAreBoundedAndSurviveARestart,
-//     TestParkedRowsBlockTheirKeyForTheNextHolder).
+//     TestParkedRowsBlockTheirKeyForTheNextHolder, TestParkingUnderFire).
 //  8. A publisher that hangs or panics holds up the keys of that call, and no other; it
 //     keeps Run from stopping no longer than RelayConfig.DrainTimeout
 //     (TestPublisherThatHangsStopsOneKeyOnly, TestCallThatHangsIsLeftBehind,
