@@ -29,6 +29,9 @@ type stepped struct {
 	t         *tenure
 	delivered []*item      // in order, repeats included
 	width     func() int64 // of the reader's first window in a round; nil: as it is
+
+	sent      map[int64]bool // by log id
+	mayRepeat map[int64]bool // of those, what a crash has left above the last link; nil: anything
 }
 
 func (f *fixture) stepped(name string, tune ...func(*RelayConfig)) *stepped {
@@ -42,7 +45,7 @@ func (f *fixture) stepped(name string, tune ...func(*RelayConfig)) *stepped {
 	if err != nil {
 		f.t.Fatal(err)
 	}
-	s := &stepped{f: f, shift: &shift{relay: relay, db: f.database()}}
+	s := &stepped{f: f, shift: &shift{relay: relay, db: f.database()}, sent: map[int64]bool{}, mayRepeat: map[int64]bool{}}
 	s.newHolder()
 	f.t.Cleanup(s.stop)
 	return s
@@ -56,6 +59,12 @@ func (f *fixture) database() *database {
 func (s *stepped) newHolder() {
 	s.f.t.Helper()
 	s.shift.holder, s.shift.sent, s.shift.sentRound = uuid.New(), nil, 0
+	if s.t != nil && s.mayRepeat != nil {
+		items, _, _ := s.t.window.view()
+		for _, it := range items {
+			s.mayRepeat[it.LogID] = s.sent[it.LogID]
+		}
+	}
 	s.takeOver()
 }
 
@@ -107,6 +116,11 @@ func (s *stepped) deliver(n int) {
 	for ; n > 0 && len(l.fifo) > 0; n-- {
 		it := l.fifo[0]
 		l.fifo = l.fifo[1:]
+		if s.sent[it.LogID] && s.mayRepeat != nil && !s.mayRepeat[it.LogID] {
+			s.f.t.Errorf("event %d is sent twice: the position had passed it, or the same process had sent it before", it.LogID)
+		}
+		s.sent[it.LogID] = true
+		delete(s.mayRepeat, it.LogID)
 		s.delivered = append(s.delivered, it)
 		it.state.Store(stSettled)
 	}
