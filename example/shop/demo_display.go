@@ -8,6 +8,7 @@ import (
 	"sync"
 	"time"
 
+	"github.com/jedib0t/go-pretty/v6/text"
 	"golang.org/x/term"
 )
 
@@ -45,7 +46,11 @@ func newDisplay(out *os.File) *display {
 
 // step begins a scene: what is shown, and why it matters.
 func (d *display) step(n, of int, what, why string) {
-	d.write(fmt.Sprintf("\n[%d/%d] %s\n      %s\n", n, of, what, why))
+	const indent = "\n      "
+	wrap := func(words string) string {
+		return strings.ReplaceAll(text.WrapSoft(words, 74), "\n", indent)
+	}
+	d.write(fmt.Sprintf("\n[%d/%d] %s%s%s\n", n, of, wrap(what), indent, wrap(why)))
 }
 
 // note says what has come about.
@@ -53,28 +58,28 @@ func (d *display) note(format string, args ...any) {
 	d.write(fmt.Sprintf("%7s  %s\n", d.clock(), fmt.Sprintf(format, args...)))
 }
 
-// say writes text as it is.
-func (d *display) say(text string) { d.write(text + "\n") }
+// say writes words as they are.
+func (d *display) say(words string) { d.write(words + "\n") }
 
 // progress shows the state of affairs, and on no terminal only now and then.
-func (d *display) progress(text string) {
+func (d *display) progress(line string) {
 	d.mu.Lock()
 	defer d.mu.Unlock()
 	if !d.live {
 		if time.Since(d.plain) >= plainInterval {
 			d.plain = time.Now()
-			fmt.Fprintf(d.out, "%7s  %s\n", d.clock(), text)
+			fmt.Fprintf(d.out, "%7s  %s\n", d.clock(), line)
 		}
 		return
 	}
 	d.erase()
 	d.spin++
-	text = fmt.Sprintf("%7s %c %s", d.clock(), `|/-\`[d.spin%4], text)
-	if most := d.width() - 1; len(text) > most { // a line that wraps cannot be erased
-		text = text[:max(most, 0)]
+	line = fmt.Sprintf("%7s %c %s", d.clock(), `|/-\`[d.spin%4], line)
+	if most := d.width() - 1; len(line) > most { // a line that wraps cannot be erased
+		line = line[:max(most, 0)]
 	}
-	d.status = text
-	fmt.Fprint(d.out, text)
+	d.status = line
+	fmt.Fprint(d.out, line)
 }
 
 // end takes the status line away.
@@ -85,11 +90,11 @@ func (d *display) end() {
 	d.status = ""
 }
 
-func (d *display) write(text string) {
+func (d *display) write(words string) {
 	d.mu.Lock()
 	defer d.mu.Unlock()
 	d.erase()
-	fmt.Fprint(d.out, text+d.status)
+	fmt.Fprint(d.out, words+d.status)
 }
 
 func (d *display) erase() {

@@ -73,7 +73,7 @@ func (d *demonstration) report(ctx context.Context) error {
 		if err == nil {
 			var published int64
 			if published, err = d.published(ctx); err == nil {
-				d.show.progress(fmt.Sprintf("events: %5d committed, %5d published, %5d handled, %3d retried; transactions rolled back: %d",
+				d.show.progress(fmt.Sprintf("committed %-5d published %-5d handled %-5d retried %-4d rolled back %d",
 					committed, published, handled, d.shop.router.Stats().Retried, d.clerks.rolledBack.Load()))
 			}
 		}

@@ -6,7 +6,7 @@ import (
 	"io"
 
 	"github.com/jackc/pgx/v5"
-	"github.com/jackc/pgx/v5/pgxpool"
+	"github.com/jackc/pgx/v5/pgconn"
 	"github.com/jedib0t/go-pretty/v6/table"
 	"github.com/jedib0t/go-pretty/v6/text"
 )
@@ -85,9 +85,16 @@ const (
 			GROUP BY event_id) AS per_event`
 )
 
+// database is a pool, or a transaction.
+type database interface {
+	Exec(ctx context.Context, sql string, args ...any) (pgconn.CommandTag, error)
+	Query(ctx context.Context, sql string, args ...any) (pgx.Rows, error)
+	QueryRow(ctx context.Context, sql string, args ...any) pgx.Row
+}
+
 // judge reads the ledger. Everything must have come to rest.
-func judge(ctx context.Context, pool *pgxpool.Pool) (v verdict, err error) {
-	if _, err := pool.Exec(ctx, `ANALYZE ledger_committed, ledger_published, ledger_delivery, ledger_attempt, ledger_entry, parcels, inbox`); err != nil {
+func judge(ctx context.Context, db database) (v verdict, err error) {
+	if _, err := db.Exec(ctx, `ANALYZE ledger_committed, ledger_published, ledger_delivery, ledger_attempt, ledger_entry, parcels, inbox`); err != nil {
 		return v, fmt.Errorf("read the ledger: %w", err)
 	}
 	for _, q := range []struct {
@@ -97,7 +104,7 @@ func judge(ctx context.Context, pool *pgxpool.Pool) (v verdict, err error) {
 		{&v.committed, countCommitted}, {&v.published, countPublished}, {&v.handled, countHandled}, {&v.effects, countEffects},
 		{&v.poisoned, countPoisoned}, {&v.replayed, countReplayed}, {&v.redelivered, countRedelivered},
 	} {
-		if err := pool.QueryRow(ctx, q.sql).Scan(q.number); err != nil {
+		if err := db.QueryRow(ctx, q.sql).Scan(q.number); err != nil {
 			return v, fmt.Errorf("read the ledger: %w", err)
 		}
 	}
@@ -105,7 +112,7 @@ func judge(ctx context.Context, pool *pgxpool.Pool) (v verdict, err error) {
 		number *int
 		sql    string
 	}{{&v.lost, findLost}, {&v.doubled, findDoubled}, {&v.disorder, findDisorder}, {&v.phantom, findPhantom}} {
-		rows, _ := pool.Query(ctx, q.sql) // CollectRows gives its error
+		rows, _ := db.Query(ctx, q.sql) // CollectRows gives its error
 		cases, err := pgx.CollectRows(rows, pgx.RowTo[string])
 		if err != nil {
 			return v, fmt.Errorf("read the ledger: %w", err)
