@@ -5,6 +5,7 @@ import (
 	"errors"
 	"fmt"
 	"slices"
+	"strings"
 	"time"
 
 	"github.com/google/uuid"
@@ -148,14 +149,14 @@ func (p *Parked) ask(ctx context.Context, action string, states []string, logIDs
 		}
 		missing := slices.DeleteFunc(slices.Clone(logIDs), func(id int64) bool { return slices.Contains(found, id) })
 		if len(missing) > 0 {
-			return fmt.Errorf("events %v are not in a state for it (%v): %w: List shows what is parked; nothing was asked for", missing, states, ErrNotParked)
+			return fmt.Errorf("events %v are %w, or not %s: List shows what is; nothing was asked for", missing, ErrNotParked, strings.Join(states, " or "))
 		}
 		_, err = tx.Exec(ctx, `INSERT INTO `+p.db.table("relay_request")+` (relay, log_id, action)
 			SELECT $1, id, $2 FROM unnest($3::bigint[]) AS id`, p.relay, action, logIDs)
 		return err
 	})
 	if err != nil {
-		return fmt.Errorf("%s %d parked events of relay %q: %w", action, len(logIDs), p.relay, explain(p.db.schema, err))
+		return fmt.Errorf("%s events of relay %q: %w", action, p.relay, explain(p.db.schema, err))
 	}
 	wake(p.db.schema)
 	return nil

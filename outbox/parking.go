@@ -127,7 +127,7 @@ func (t *tenure) parkedNow(it *item) {
 	it.state.Store(stSettled)
 	t.keepParked(p)
 	if p.giveUp {
-		t.log.Warn("event given up", "relay", t.cfg.Name, "log_id", p.LogID, "event_id", p.EventID, "event_type", p.EventType, "attempts", p.attempts, "error", p.lastErr, "key_blocked", t.cfg.Policy == BlockKey)
+		t.log.Warn("event given up", "relay", t.cfg.Name, "log_id", p.LogID, "event_id", p.EventID, "event_type", p.EventType, "attempts", p.attempts, "max_attempts", t.cfg.Retry.MaxAttempts, "error", p.lastErr, "key_blocked", t.cfg.Policy == BlockKey)
 		t.afterGiveUp(p)
 	}
 }
@@ -245,7 +245,7 @@ func (t *tenure) completed(done []completion) {
 		case doneSent:
 			t.dropParked(c.it)
 		case doneGivenUp:
-			t.log.Warn("event given up", "relay", t.cfg.Name, "log_id", c.it.LogID, "event_id", c.it.EventID, "event_type", c.it.EventType, "attempts", c.attempts, "error", c.lastErr, "key_blocked", t.cfg.Policy == BlockKey)
+			t.log.Warn("event given up", "relay", t.cfg.Name, "log_id", c.it.LogID, "event_id", c.it.EventID, "event_type", c.it.EventType, "attempts", c.attempts, "max_attempts", t.cfg.Retry.MaxAttempts, "error", c.lastErr, "key_blocked", t.cfg.Policy == BlockKey)
 			t.afterGiveUp(c.it)
 		}
 	}

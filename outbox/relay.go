@@ -116,6 +116,7 @@ type shift struct {
 	db     *database
 	holder uuid.UUID // fresh per Run
 	wakeC  <-chan struct{}
+	told   bool // that this holder is active
 
 	// What the last tenure had sent of a round without having noted it: sent
 	// again neither after a lost connection nor after a lost reply.
@@ -134,6 +135,10 @@ func (s *shift) once(ctx context.Context) error {
 		return l.giveUp(ctx) // it may just have been taken
 	}
 	hit(fpLeaseTaken)
+	if !s.told {
+		s.told = true // once per Run, however often the position is loaded anew
+		cfg.Logger.Info("relay active", "relay", cfg.Name, "holder", s.holder)
+	}
 	// The work outlives ctx by the drain, and not the lease.
 	hard, stop := context.WithCancelCause(context.WithoutCancel(ctx))
 	kept := make(chan struct{})
@@ -153,6 +158,7 @@ func (s *shift) once(ctx context.Context) error {
 	err = t.run(ctx, hard)
 	s.remember(t)
 	if errors.Is(context.Cause(hard), errLeaseLost) {
+		s.told = false
 		return errLeaseLost
 	}
 	if ctx.Err() != nil {
@@ -172,13 +178,17 @@ func (s *shift) once(ctx context.Context) error {
 // standBy returns when the lease is taken or ctx is done.
 func (s *shift) standBy(ctx context.Context, l *lease) error {
 	every := min(time.Second, l.length/3)
-	for ctx.Err() == nil {
+	for first := true; ctx.Err() == nil; first = false {
 		ok, err := l.take(ctx)
 		if ok || err != nil {
 			if ctx.Err() != nil && !ok {
 				return nil
 			}
 			return err
+		}
+		if first {
+			s.told = false
+			s.relay.cfg.Logger.Info("relay stands by: another process holds the lease", "relay", l.relay, "holder", s.holder)
 		}
 		sleep(ctx, time.Duration((0.8+0.4*rand.Float64())*float64(every)))
 	}
