@@ -31,7 +31,6 @@ type item struct {
 	retry    *backoff.ExponentialBackOff // nil until the first failure
 	lastErr  string                      // of the last failed attempt
 	giveUp   bool                        // no more attempts: to be noted as given up
-	givenUp  bool                        // noted as given up
 	parked   bool                        // its row is in the parked table
 	replays  int                         // how often a person had it replayed
 	failedAt time.Time                   // of the first failure by this holder

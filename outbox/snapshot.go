@@ -27,7 +27,7 @@ func parseSnapshot(text string) (snapshot, error) {
 	s.xmin, err1 = strconv.ParseUint(lo, 10, 64)
 	s.xmax, err2 = strconv.ParseUint(hi, 10, 64)
 	if !ok1 || !ok2 || err1 != nil || err2 != nil || s.xmin > s.xmax {
-		return snapshot{}, fmt.Errorf("snapshot %.80q: not of the form xmin:xmax:xip,..", text)
+		return snapshot{}, fmt.Errorf("snapshot %.80q: its form is not xmin:xmax:xip,xip", text)
 	}
 	if list == "" {
 		return s, nil
