@@ -1,7 +1,6 @@
 package outbox
 
 import (
-	"errors"
 	"fmt"
 	"log/slog"
 	"regexp"
@@ -80,8 +79,7 @@ type RelayConfig struct {
 var relayName = regexp.MustCompile(`^[a-z0-9][a-z0-9._-]{0,99}$`)
 
 // withDefaults fills in what is zero and reports all that is wrong.
-func (c RelayConfig) withDefaults(batches bool) (RelayConfig, error) {
-	var faults []error
+func (c RelayConfig) withDefaults(batches bool) (_ RelayConfig, faults []error) {
 	fault := func(format string, args ...any) { faults = append(faults, fmt.Errorf(format, args...)) }
 
 	if !relayName.MatchString(c.Name) {
@@ -145,8 +143,5 @@ func (c RelayConfig) withDefaults(batches bool) (RelayConfig, error) {
 	if c.Logger == nil {
 		c.Logger = slog.Default()
 	}
-	if len(faults) > 0 {
-		return c, fmt.Errorf("%w: %w", ErrInvalidConfig, errors.Join(faults...))
-	}
-	return c, nil
+	return c, faults
 }

@@ -35,15 +35,15 @@ type Relay struct {
 func NewRelay(pool *pgxpool.Pool, publisher message.Publisher, cfg RelayConfig) (*Relay, error) {
 	var faults []error
 	if pool == nil {
-		faults = append(faults, fmt.Errorf("the pool is nil: pass an open *pgxpool.Pool: %w", ErrInvalidConfig))
+		faults = append(faults, errors.New("the pool is nil: pass an open *pgxpool.Pool"))
 	}
 	if isNil(publisher) {
-		faults = append(faults, fmt.Errorf("the publisher is nil: pass the one that events go to: %w", ErrInvalidConfig))
+		faults = append(faults, errors.New("the publisher is nil: pass the one that events go to"))
 	}
 	_, batches := publisher.(BatchPublisher)
-	cfg, err := cfg.withDefaults(batches)
-	if err := errors.Join(append(faults, err)...); err != nil {
-		return nil, fmt.Errorf("outbox.NewRelay: %w", err)
+	cfg, more := cfg.withDefaults(batches)
+	if faults = append(faults, more...); len(faults) > 0 {
+		return nil, fmt.Errorf("outbox.NewRelay: %w: %w", ErrInvalidConfig, errors.Join(faults...))
 	}
 	return &Relay{cfg: cfg, pool: pool, publisher: publisher}, nil
 }

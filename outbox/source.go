@@ -16,7 +16,7 @@ func (d *database) check(ctx context.Context) error {
 	defer cancel()
 	var standby bool
 	if err := d.pool.QueryRow(ctx, `SELECT pg_is_in_recovery()`).Scan(&standby); err != nil {
-		return fmt.Errorf("reach the database: %w", err)
+		return fmt.Errorf("reach the database (is the pool's DSN right, and the server up?): %w", err)
 	}
 	if standby {
 		return fmt.Errorf("%w: connect the relay to the primary", ErrReadReplica)
