@@ -44,7 +44,12 @@ type Config struct {
 	// logs errors as warnings, since the state of the database is right all the
 	// same, and panics as errors.
 	OnAfterCommitError func(ctx context.Context, err *HandlerError)
-	// Logger is where the default of OnAfterCommitError logs. Defaults to slog.Default().
+	// OnForgotten is told of after-commit handlers that were not called because a
+	// followed transaction (see [Follow]) was dropped before anybody said how it
+	// ended. It is called once the garbage collector has found that out, by a
+	// goroutine of the runtime, which it must not hold up. The default logs a warning.
+	OnForgotten func(err *ForgottenError)
+	// Logger is where the defaults of the two hooks log. Defaults to slog.Default().
 	Logger *slog.Logger
 }
 
@@ -52,6 +57,7 @@ type Config struct {
 type appender interface {
 	Append(ctx context.Context, tx pgx.Tx, evs ...events.DomainEvent) error
 	Wake()
+	Hint()
 }
 
 // EventBus publishes events: it appends them to the outbox and hands them to the
@@ -62,6 +68,7 @@ type EventBus struct {
 	maxDepth           int
 	afterCommitTimeout time.Duration // 0: none
 	onAfterCommitError func(context.Context, *HandlerError)
+	onForgotten        func(*ForgottenError)
 	logger             *slog.Logger
 
 	subscribed  atomic.Pointer[table]
@@ -108,10 +115,14 @@ func newBus(log appender, cfg Config) (*EventBus, error) {
 		maxDepth:           cfg.MaxDepth,
 		afterCommitTimeout: cfg.AfterCommitTimeout,
 		onAfterCommitError: cfg.OnAfterCommitError,
+		onForgotten:        cfg.OnForgotten,
 		logger:             cfg.Logger,
 	}
 	if b.onAfterCommitError == nil {
 		b.onAfterCommitError = b.logAfterCommitError
+	}
+	if b.onForgotten == nil {
+		b.onForgotten = b.logForgotten
 	}
 	b.subscribed.Store(newTable(nil))
 	return b, nil

@@ -24,7 +24,7 @@ var ErrCommitUnknown = errors.New("it is not known whether the transaction was c
 // does the work again without looking may do it twice, with events of new ids.
 //
 // The server may still be at it: a look that finds nothing is conclusive once a
-// row that fn had locked can be locked again. The log keeps events until its
+// row that it had locked can be locked again. The log keeps events until its
 // retention removes them.
 type CommitUnknownError struct {
 	EventIDs []uuid.UUID // of the events published: in the outbox all of them, or none
@@ -32,42 +32,59 @@ type CommitUnknownError struct {
 }
 
 func (e *CommitUnknownError) Error() string {
-	look := "look for the rows that fn wrote"
+	look := "look for the rows that were written in it"
 	if len(e.EventIDs) > 0 {
 		look = fmt.Sprintf("look in the outbox for event %s (it is there exactly if the transaction was committed)", e.EventIDs[0])
 	}
-	return fmt.Sprintf("InTx: %v, because the answer to COMMIT did not arrive: before doing it again, %s: %v", ErrCommitUnknown, look, e.Err)
+	return fmt.Sprintf("commit: %v, because the answer to COMMIT did not arrive: before doing it again, %s: %v", ErrCommitUnknown, look, e.Err)
 }
 
 // Unwrap gives ErrCommitUnknown and the cause.
 func (e *CommitUnknownError) Unwrap() []error { return []error{ErrCommitUnknown, e.Err} }
 
-// checkCommittable finds what rules out a commit before COMMIT is sent, while the
-// outcome is still certain.
-func checkCommittable(ctx context.Context, tx pgx.Tx) error {
+// commit commits the transaction that s follows, and wakes the relays. What rules
+// a commit out is found before COMMIT is sent, while the outcome is still certain:
+// then sent is false, and the transaction is still to be rolled back. op names the
+// attempt in errors.
+func (s *scope) commit(ctx context.Context, tx pgx.Tx, op string) (sent bool, err error) {
+	if err := s.doom(); err != nil {
+		return false, fmt.Errorf("%s: rolled back: %w", op, err)
+	}
+	if err := checkCommittable(ctx, tx, op); err != nil {
+		return false, err
+	}
+	err = commit(ctx, tx, op, s.published)
+	s.close()
+	if err == nil || errors.Is(err, ErrCommitUnknown) {
+		s.wake() // in vain at worst
+	}
+	return true, err
+}
+
+func checkCommittable(ctx context.Context, tx pgx.Tx, op string) error {
 	if ctx.Err() != nil {
-		return fmt.Errorf("InTx: rolled back, because ctx ended before the commit: %w", endOf(ctx))
+		return fmt.Errorf("%s: rolled back, because ctx ended before the commit: %w", op, endOf(ctx))
 	}
 	if conn := tx.Conn(); conn != nil {
 		if conn.IsClosed() {
-			return fmt.Errorf("InTx: rolled back, because the connection was lost before the commit: %w", pgconn.ErrConnClosed)
+			return fmt.Errorf("%s: rolled back, because the connection was lost before the commit: %w", op, pgconn.ErrConnClosed)
 		}
 		if conn.PgConn().IsBusy() {
-			return errors.New("InTx: rolled back, because the connection is busy with rows that fn has left open: close them, or read them to their end")
+			return fmt.Errorf("%s: rolled back, because the connection is busy with rows that were left open: close them, or read them to their end", op)
 		}
 	}
 	switch txStatus(tx) {
 	case statusAborted:
-		return fmt.Errorf("InTx: rolled back, because a statement had failed although fn returned nil: return the statement's error, or run it in a savepoint (pgx.BeginFunc): %w", pgx.ErrTxCommitRollback)
+		return fmt.Errorf("%s: rolled back, because a statement had failed and its error was dropped: return the statement's error, or run it in a savepoint (pgx.BeginFunc): %w", op, pgx.ErrTxCommitRollback)
 	case statusIdle:
-		return errors.New("InTx: fn has ended the transaction by SQL of its own (COMMIT, ROLLBACK), so that nothing is announced: leave that to InTx")
+		return fmt.Errorf("%s: the transaction was ended by SQL text (COMMIT, ROLLBACK), so that nothing is announced: end it by its methods, or leave that to InTx", op)
 	}
 	return nil
 }
 
 // commit commits, and answers with an error that wraps ErrCommitUnknown unless
 // the outcome is certain.
-func commit(ctx context.Context, tx pgx.Tx, published []uuid.UUID) error {
+func commit(ctx context.Context, tx pgx.Tx, op string, published []uuid.UUID) error {
 	patient, cancel := outlast(ctx, commitGrace)
 	defer cancel()
 	err := tx.Commit(patient)
@@ -75,7 +92,7 @@ func commit(ctx context.Context, tx pgx.Tx, published []uuid.UUID) error {
 	case err == nil:
 		return nil
 	case rolledBack(err):
-		return fmt.Errorf("InTx: the transaction was rolled back at its commit: %w", err)
+		return fmt.Errorf("%s: the transaction was rolled back at its commit: %w", op, err)
 	}
 	if patient.Err() != nil {
 		err = fmt.Errorf("%w: %w", endOf(patient), err)

@@ -16,6 +16,9 @@
 //		return eventBus.Publish(ctx, tx, order.Placed{OrderID: o.ID})
 //	})
 //
+// A transaction that the application begins and commits itself is followed:
+// [Follow].
+//
 // Published events stand in the outbox, from where a relay takes them to a
 // broker. An in-tx handler is part of the transaction: it writes through it, may
 // publish further events in it, and may refuse it. An after-commit handler is told
@@ -69,6 +72,11 @@
 //     misses nothing of one that has begun before; the others notice nothing
 //     (TestCancel, TestCancelWhilePublishing). What is subscribed is listed, in the
 //     order of calls (TestSubscriptionsAreListed).
+//  16. What is said of InTx in 3 to 6 holds for a followed transaction that its Tx
+//     ends (TestFollowedCommitAnnounces, TestFollowedRollbackAnnouncesNothing,
+//     TestFollowRefuses), and for one committed by somebody else once Committed is
+//     called (TestCommittedAlthoughDoomed). One that is dropped is made visible
+//     (TestForgottenTransactionIsMadeVisible, TestForgottenIsLogged).
 //
 // # Not promised
 //

@@ -121,6 +121,37 @@ func ExampleInTx_savepoint() {
 	// <nil>
 }
 
+// A transaction that the application begins and commits itself.
+func ExampleFollow() {
+	ctx := context.Background()
+	pool, eventBus, done := open()
+	defer done()
+	bus.SubscribeAfterCommit(eventBus, func(_ context.Context, e events.Event[OrderPlaced]) error {
+		fmt.Println("placed", e.Data.OrderID)
+		return nil
+	})
+
+	place := func(id string) error {
+		raw, err := pool.Begin(ctx)
+		if err != nil {
+			return err
+		}
+		tx, err := bus.Follow(ctx, raw)
+		if err != nil {
+			return errors.Join(err, raw.Rollback(ctx))
+		}
+		defer tx.Rollback(ctx) // does nothing after Commit
+		if err := eventBus.Publish(ctx, tx, OrderPlaced{OrderID: id}); err != nil {
+			return err
+		}
+		return tx.Commit(ctx)
+	}
+	fmt.Println(place("o-1"))
+	// Output:
+	// placed o-1
+	// <nil>
+}
+
 // The errors that a caller may want to tell apart.
 func ExampleInTx_errors() {
 	pool, eventBus, done := open()

@@ -19,8 +19,9 @@ type TxBeginner interface {
 // ErrDoomed is wrapped by a *[DoomedError].
 var ErrDoomed = errors.New("the transaction was doomed")
 
-// DoomedError says why InTx rolled back although fn returned nil, or why a
-// transaction of the caller's must be rolled back although all handlers returned nil.
+// DoomedError says why InTx, or a Commit of a followed [Tx], rolled back although
+// fn returned nil, or why a transaction of the caller's must be rolled back
+// although all handlers returned nil.
 type DoomedError struct {
 	Err error // usually what a Publish had returned to fn or a handler, which went on
 }
@@ -104,11 +105,11 @@ func attempt(ctx context.Context, db TxBeginner, opts pgx.TxOptions, fn func(con
 	if err != nil {
 		return fmt.Errorf("InTx: begin: %w", err)
 	}
-	s := newScope(ctx, tx, false)
+	s := newScope(ctx, tx, ours)
 	defer s.close()
-	committing := false
+	sent := false
 	defer func() { // also when fn panics or ends the goroutine
-		if !committing {
+		if !sent {
 			_ = rollback(ctx, tx) // pgx closes a connection that cannot roll back: that does it too
 		}
 	}()
@@ -116,18 +117,7 @@ func attempt(ctx context.Context, db TxBeginner, opts pgx.TxOptions, fn func(con
 	if err := fn(withFrame(ctx, frame{scope: s, chain: s.chain}), &followedTx{Tx: tx, scope: s}); err != nil {
 		return err
 	}
-	if err := s.doom(); err != nil {
-		return fmt.Errorf("InTx: rolled back: %w", err)
-	}
-	if err := checkCommittable(ctx, tx); err != nil {
-		return err
-	}
-	committing = true
-	err = commit(ctx, tx, s.published)
-	s.close()
-	if err == nil || errors.Is(err, ErrCommitUnknown) {
-		s.wake() // in vain at worst
-	}
+	sent, err = s.commit(ctx, tx, "InTx")
 	if err != nil {
 		return err
 	}

@@ -84,7 +84,7 @@ func TestFnMustNotEndTheTransaction(t *testing.T) {
 	says(t, run(func(ctx context.Context, tx pgx.Tx) error {
 		_, err := tx.Exec(ctx, "ROLLBACK")
 		return err
-	}), nil, "by SQL of its own")
+	}), nil, "by SQL text")
 	says(t, run(func(ctx context.Context, tx pgx.Tx) error {
 		_, _ = tx.Exec(ctx, "SELECT 1/0") // swallowed
 		return nil
@@ -92,7 +92,7 @@ func TestFnMustNotEndTheTransaction(t *testing.T) {
 	says(t, run(func(ctx context.Context, tx pgx.Tx) error {
 		_, err := tx.Query(ctx, "SELECT generate_series(1, 1000)") // never closed
 		return err
-	}), nil, "rows that fn has left open")
+	}), nil, "rows that were left open")
 	SubscribeInTx(w.bus, func(ctx context.Context, tx pgx.Tx, e events.Event[mailSent]) error {
 		return tx.Rollback(ctx)
 	})

@@ -13,11 +13,11 @@ import (
 )
 
 // ErrNotInTx is wrapped by a *[NotInTxError].
-var ErrNotInTx = errors.New("the transaction was not begun by bus.InTx")
+var ErrNotInTx = errors.New("the transaction is neither one of bus.InTx nor followed")
 
 // NotInTxError refuses an event whose after-commit handlers could never be
-// called, since the bus does not see the commit of a transaction that it has not
-// begun. Nothing has been appended.
+// called, since the bus sees the commit of a transaction only if it has begun it
+// ([InTx]) or follows it ([Follow]). Nothing has been appended.
 type NotInTxError struct {
 	EventType     string
 	SchemaVersion int
@@ -25,7 +25,7 @@ type NotInTxError struct {
 }
 
 func (e *NotInTxError) Error() string {
-	return fmt.Sprintf("publish %s: %v, so that its after-commit handlers (%s) would not be called: begin the transaction with bus.InTx; nothing was appended",
+	return fmt.Sprintf("publish %s: %v, so that its after-commit handlers (%s) would not be called: begin the transaction with bus.InTx, or follow your own with bus.Follow and publish through the Tx that it returns, itself or a savepoint of it; nothing was appended",
 		e.EventType, ErrNotInTx, strings.Join(e.Handlers, ", "))
 }
 
@@ -42,8 +42,8 @@ var (
 // Publish appends evs to the outbox, in their order and inside tx, and then calls
 // their in-tx handlers, event by event. The events exist if and only if tx
 // commits. All are appended before the first handler runs, so that what handlers
-// publish stands behind them in the log. After-commit handlers run when [InTx]
-// has committed.
+// publish stands behind them in the log. After-commit handlers run when [InTx],
+// or the Commit of a followed [Tx], has committed.
 //
 // An event is a value or a pointer; options of one publication wrap it
 // ([events.With]), and an envelope built by hand is one too ([events.Raw]; its
@@ -59,8 +59,10 @@ var (
 // not commit even if fn returns nil. If that happened in a savepoint that is then
 // rolled back (pgx.BeginFunc on tx), it is undone as well.
 //
-// tx may also be a transaction that InTx has not begun. The caller must then roll
-// it back after an error, and no event may have after-commit handlers.
+// tx may also be a transaction of the caller's own. Followed by [Follow], it is as
+// good as one of InTx. If not, the caller must roll it back after an error, and no
+// event may have after-commit handlers. Since we do not see the commit then, the
+// relay is given a hint: it looks soon, and then less and less often.
 //
 // Publish with no events does nothing. It may be called by several goroutines,
 // each with a tx of its own.
@@ -75,13 +77,15 @@ func (b *EventBus) Publish(ctx context.Context, tx pgx.Tx, evs ...events.Payload
 	case len(evs) == 0:
 		return nil
 	}
-	s := scopeOf(ctx, tx)
-	if s != nil {
+	if s := scopeOf(ctx, tx); s != nil {
+		if t, ok := tx.(*Tx); ok { // handlers may not commit it
+			tx = &followedTx{Tx: t.Tx, scope: s}
+		}
 		return b.publishIn(ctx, tx, s, evs)
 	}
 	// Somebody else's transaction: what handlers do in it is followed all the same,
 	// until Publish returns.
-	s = newScope(ctx, tx, true)
+	s := newScope(ctx, tx, borrowed)
 	defer s.close()
 	if err := b.publishIn(ctx, &followedTx{Tx: tx, scope: s}, s, evs); err != nil {
 		return err
@@ -141,6 +145,7 @@ func (b *EventBus) publish(ctx context.Context, tx pgx.Tx, s *scope, evs []event
 		return fmt.Errorf("publish %s: %w", envelopes[0].EventType, err)
 	}
 	s.appended(b.log, envelopes)
+	s.hint()
 	for _, o := range handled {
 		for _, h := range o.route.afterCommit {
 			s.announce(announcement{ctx: ctx, parent: parent, event: o, handler: h})
@@ -180,7 +185,7 @@ func (b *EventBus) prepare(ctx context.Context, s *scope, evs []events.Payload) 
 		if r == nil {
 			continue
 		}
-		if s.borrowed && len(r.afterCommit) > 0 {
+		if s.owner == borrowed && len(r.afterCommit) > 0 {
 			faults = append(faults, &NotInTxError{EventType: e.EventType, SchemaVersion: e.SchemaVersion, Handlers: handlerNames(r.afterCommit)})
 			continue
 		}

@@ -18,10 +18,10 @@ import (
 // after it, in whichever savepoint and through whichever handle; so the lists
 // only grow, and a rollback cuts them off where the savepoint began.
 type scope struct {
-	conn     *pgx.Conn // identifies the transaction behind a wrapper of the user's
-	borrowed bool      // somebody else commits it
-	ended    bool      // fn or a handler has rolled it back: its connection may be somebody else's by now
-	closed   atomic.Bool
+	conn   *pgx.Conn // identifies the transaction behind a wrapper of the user's
+	owner  owner
+	ended  bool // fn or a handler has rolled it back: its connection may be somebody else's by now
+	closed atomic.Bool
 
 	chain *link // the innermost event being handled; nil outside handlers
 
@@ -29,13 +29,23 @@ type scope struct {
 	published     []uuid.UUID
 	dooms         []error
 	logs          []appender // appended to, each once; those of rolled-back savepoints too
+	reminder      *reminder  // of a followed transaction
 }
+
+// owner is who commits a transaction.
+type owner uint8
+
+const (
+	ours     owner = iota // InTx
+	followed              // the user, who tells us: Follow
+	borrowed              // the user, and we do not hear of it
+)
 
 // mark is a point in the life of a scope.
 type mark struct{ announcements, published, dooms int }
 
-func newScope(ctx context.Context, tx pgx.Tx, borrowed bool) *scope {
-	return &scope{conn: tx.Conn(), borrowed: borrowed, chain: frameOf(ctx).chain}
+func newScope(ctx context.Context, tx pgx.Tx, owner owner) *scope {
+	return &scope{conn: tx.Conn(), owner: owner, chain: frameOf(ctx).chain}
 }
 
 // scopeOf finds the scope that a tx belongs to: by the handle, or, if the user
@@ -44,6 +54,8 @@ func newScope(ctx context.Context, tx pgx.Tx, borrowed bool) *scope {
 func scopeOf(ctx context.Context, tx pgx.Tx) *scope {
 	switch tx := tx.(type) {
 	case *followedTx:
+		return tx.scope
+	case *Tx:
 		return tx.scope
 	case *savepoint:
 		return tx.scope
@@ -65,9 +77,13 @@ func (s *scope) rewind(m mark) {
 	s.announcements = s.announcements[:min(m.announcements, len(s.announcements))]
 	s.published = s.published[:min(m.published, len(s.published))]
 	s.dooms = s.dooms[:min(m.dooms, len(s.dooms))]
+	s.reminder.rewind(len(s.announcements))
 }
 
-func (s *scope) announce(a announcement) { s.announcements = append(s.announcements, a) }
+func (s *scope) announce(a announcement) {
+	s.announcements = append(s.announcements, a)
+	s.reminder.note(a)
+}
 
 func (s *scope) appended(log appender, evs []events.DomainEvent) {
 	for i := range evs {
@@ -79,6 +95,15 @@ func (s *scope) appended(log appender, evs []events.DomainEvent) {
 		}
 	}
 	s.logs = append(s.logs, log)
+}
+
+// hint lets the relays look for what somebody else will commit.
+func (s *scope) hint() {
+	if s.owner != ours {
+		for _, log := range s.logs {
+			log.Hint()
+		}
+	}
 }
 
 func (s *scope) wake() {

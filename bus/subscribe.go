@@ -61,7 +61,8 @@ func SubscribeInTx[T events.Payload](b *EventBus, h func(ctx context.Context, tx
 // SubscribeAfterCommit has h called for every event of T's wire name and version
 // that is published on b, once the transaction it was published in is known to be
 // committed: never for a transaction or a savepoint that was rolled back, and not
-// if the outcome of the commit is unknown. The transaction must be one of [InTx].
+// if the outcome of the commit is unknown. The transaction must be one of [InTx],
+// or followed by [Follow].
 //
 // It is best effort: handlers live in memory, and a process that dies after the
 // commit never calls them. InTx calls them one after the other in the order of

@@ -15,8 +15,8 @@ import (
 const rollbackTimeout = 5 * time.Second
 
 var (
-	errCommitInside   = errors.New("the transaction belongs to bus.InTx, which commits it when fn returns nil: remove this call of Commit, or begin a savepoint with tx.Begin")
-	errRollbackInside = errors.New("fn has called Rollback on the transaction of bus.InTx, which rolls back when fn returns an error: return one, and remove this call of Rollback")
+	errCommitInside   = errors.New("the transaction belongs to whoever has begun it (bus.InTx commits it when fn returns nil): remove this call of Commit, or begin a savepoint with tx.Begin")
+	errRollbackInside = errors.New("fn or a handler has called Rollback on a transaction that it has not begun (bus.InTx rolls back when fn returns an error): return one, and remove this call of Rollback")
 )
 
 // followedTx is the transaction that fn and handlers get: a whole pgx.Tx that

@@ -152,7 +152,7 @@ func (w *world) announced() *notes {
 // watchedLog counts what a bus does with a log.
 type watchedLog struct {
 	*outbox.Log
-	appends, wakes atomic.Int64
+	appends, wakes, hints atomic.Int64
 }
 
 func (l *watchedLog) Append(ctx context.Context, tx pgx.Tx, evs ...events.DomainEvent) error {
@@ -161,6 +161,7 @@ func (l *watchedLog) Append(ctx context.Context, tx pgx.Tx, evs ...events.Domain
 }
 
 func (l *watchedLog) Wake() { l.wakes.Add(1); l.Log.Wake() }
+func (l *watchedLog) Hint() { l.hints.Add(1); l.Log.Hint() }
 
 // hook is a Config.OnAfterCommitError.
 type hook struct {

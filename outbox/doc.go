@@ -24,7 +24,7 @@
 //
 // Into the log: log.go (what a log is, topics, slots), append.go (check, encode once,
 // one INSERT), copy.go (many events as one COPY), wake.go (the relay of this process
-// is told). The table, with the reason for the order of its columns, is in
+// is told of a commit, or given a hint). The table, with the reason for the order of its columns, is in
 // migrations/sql/0001_outbox.sql.
 //
 // A relay begins: config.go, relay.go (Run: stand by, work, start over), source.go
@@ -102,7 +102,10 @@
 //     TestRequestsForWhatIsNotParkedAreRefused).
 //  12. [FromNow] leaves the history out, also if the first start ends half way
 //     (TestFromNow).
-//  13. All of this holds on PostgreSQL 15 and 18, and through PgBouncer in transaction
+//  13. A relay is told of a commit made through this process, and looks at once; of an
+//     append whose commit nobody reports it is given a hint, and looks soon and then
+//     ever more rarely (TestHintIsLookedForSoon).
+//  14. All of this holds on PostgreSQL 15 and 18, and through PgBouncer in transaction
 //     mode (TestOrderWhileRelaysAreKilledAndFrozen, TestAppendOneAndMany,
 //     TestEveryExecMode).
 //

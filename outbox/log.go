@@ -76,6 +76,12 @@ func (l *Log) Schema() string { return l.schema }
 // costs one read.
 func (l *Log) Wake() { wake(l.schema) }
 
+// Hint tells the relays of this process that something was appended in a
+// transaction whose commit nobody will report: those that sleep look soon, in 25
+// ms, and then less and less often, up to their PollInterval. It never blocks,
+// and many hints cause no more looks than that.
+func (l *Log) Hint() { hint(l.schema) }
+
 // DefaultTopic is the event type up to its first dot: events of one aggregate
 // stay on one topic, and so in order.
 func DefaultTopic(eventType string) string {

@@ -14,7 +14,9 @@ type idlePoll struct {
 	next  time.Time
 	delay time.Duration
 	due   bool // woken: look now
-	asked map[uint64]struct{}
+
+	commits uint64 // of the signals seen
+	asked   map[uint64]struct{}
 
 	lastID int64 // the sequence's position as last seen
 }
@@ -31,6 +33,19 @@ func (p *idlePoll) busy() {
 	p.delay = min(soonest, p.most)
 	p.next = time.Now().Add(p.delay)
 	p.asked = map[uint64]struct{}{}
+}
+
+// signalled notes a signal of this process: a commit, to be looked for now, or, if
+// commits has not grown, a hint, to be looked for soon and then ever more rarely.
+func (p *idlePoll) signalled(commits uint64) {
+	if commits != p.commits {
+		p.commits, p.due = commits, true
+		return
+	}
+	p.delay = min(soonest, p.most)
+	if soon := time.Now().Add(p.delay); soon.Before(p.next) {
+		p.next = soon
+	}
 }
 
 // looked notes a look that found nothing. The jitter keeps many relays from

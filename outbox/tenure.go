@@ -165,7 +165,7 @@ func (t *tenure) loop(ctx, hard context.Context) error {
 		case <-hard.Done():
 		case <-t.progressC:
 		case <-t.wakeC:
-			t.idle.due = true
+			t.idle.signalled(commits(t.db.schema))
 		case err := <-t.readErrC:
 			return err
 		case <-timer.C:

@@ -7,11 +7,32 @@ import "sync"
 var wakeups = struct {
 	sync.Mutex
 	listeners map[string]map[chan struct{}]struct{}
-}{listeners: map[string]map[chan struct{}]struct{}{}}
+	committed map[string]uint64 // how many signals told of a commit; the others were hints
+}{listeners: map[string]map[chan struct{}]struct{}{}, committed: map[string]uint64{}}
 
+// wake signals that something was committed.
 func wake(schema string) {
 	wakeups.Lock()
 	defer wakeups.Unlock()
+	wakeups.committed[schema]++
+	sendSignal(schema)
+}
+
+// hint signals that something was appended that may be committed soon.
+func hint(schema string) {
+	wakeups.Lock()
+	defer wakeups.Unlock()
+	sendSignal(schema)
+}
+
+// commits is what a listener tells a commit from a hint by: it has grown.
+func commits(schema string) uint64 {
+	wakeups.Lock()
+	defer wakeups.Unlock()
+	return wakeups.committed[schema]
+}
+
+func sendSignal(schema string) {
 	for c := range wakeups.listeners[schema] {
 		select {
 		case c <- struct{}{}:
