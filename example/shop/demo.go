@@ -109,13 +109,13 @@ func (d *demonstration) play(ctx context.Context) (v verdict, err error) {
 		"Each event is followed by its id, from the row that the domain has written to its effects: a promise is worth what can be counted.")
 	close(stopClerks)
 	<-clerksDone
-	if err := d.until(ctx, "all that was committed is handled", d.allHandled); err != nil {
-		return v, err
+	if err := d.until(ctx, "all that was committed is handled", d.allHandled); err != nil && !errors.Is(err, errInVain) {
+		return v, err // in vain: the ledger knows why
 	}
 	if err := d.stopRelays(); err != nil { // from here on nothing is published any more
 		return v, err
 	}
-	if err := d.until(ctx, "the consumer has read and acked all streams", d.drained); err != nil {
+	if err := d.until(ctx, "the consumer has read and acked all streams", d.drained); err != nil && !errors.Is(err, errInVain) {
 		return v, err
 	}
 	stopRouter()
@@ -132,7 +132,7 @@ func (d *demonstration) play(ctx context.Context) (v verdict, err error) {
 	if v, err = judge(ctx, d.stage.ledger); err != nil {
 		return v, err
 	}
-	d.note("all is at rest: %d transactions committed, %d rolled back; the wall shows %d orders sold, %.2f in all",
+	d.note("all is at rest: %d transactions committed, %d rolled back; the ticker, fed after commits, has seen %d orders of %.2f in all",
 		d.clerks.committed.Load(), d.clerks.rolledBack.Load(), d.shop.ticker.orders.Load(), float64(d.shop.ticker.cents.Load())/100)
 	d.show.say("")
 	v.print(d.show)
@@ -180,10 +180,12 @@ func (d *demonstration) stopRelays() (err error) {
 // patience is for machines that have other things to do.
 const patience = 90 * time.Second
 
+var errInVain = errors.New("waited in vain")
+
 // until waits for a condition, and returns the error that has ended the run
 // meanwhile, if one has.
 func (d *demonstration) until(ctx context.Context, what string, cond func(context.Context) (bool, error)) error {
-	ctx, cancel := context.WithTimeoutCause(ctx, patience, fmt.Errorf("waited %s in vain until %s", patience, what))
+	ctx, cancel := context.WithTimeoutCause(ctx, patience, fmt.Errorf("%w until %s: %s", errInVain, what, patience))
 	defer cancel()
 	look := time.NewTicker(50 * time.Millisecond)
 	defer look.Stop()

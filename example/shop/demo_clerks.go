@@ -17,7 +17,8 @@ import (
 const (
 	clerkCount    = 10
 	customerCount = 40
-	pace          = 70 * time.Millisecond // between two transactions of a clerk, on average
+	pace          = 110 * time.Millisecond // between two transactions of a clerk, on average
+	mostBehind    = 350                    // events that wait for handlers: on a slow machine the clerks pause
 )
 
 var catalogue = []string{"teapot", "lamp", "chair", "notebook", "umbrella", "globe", "clock", "kettle"}
@@ -32,6 +33,7 @@ type clerks struct {
 	shop       *Shop
 	committed  atomic.Int64 // transactions, for the display
 	rolledBack atomic.Int64
+	behind     atomic.Int64 // events that wait, as last seen
 }
 
 // work returns when stop is closed and all transactions have ended, or with the
@@ -51,7 +53,7 @@ type clerk struct {
 }
 
 func (c *clerk) work(ctx context.Context, stop <-chan struct{}) error {
-	for n := 1; ; n++ {
+	for n := 0; ; {
 		pause := time.NewTimer(rand.N(2 * pace))
 		select {
 		case <-pause.C:
@@ -62,8 +64,11 @@ func (c *clerk) work(ctx context.Context, stop <-chan struct{}) error {
 			pause.Stop()
 			return nil
 		}
+		if c.behind.Load() > mostBehind {
+			continue
+		}
 		var err error
-		if n%5 == 0 {
+		if n++; n%5 == 0 {
 			err = c.beRefused(ctx)
 		} else {
 			err = c.succeed(ctx)

@@ -8,7 +8,6 @@ import (
 	"sync"
 	"time"
 
-	"github.com/jedib0t/go-pretty/v6/text"
 	"golang.org/x/term"
 )
 
@@ -46,11 +45,28 @@ func newDisplay(out *os.File) *display {
 
 // step begins a scene: what is shown, and why it matters.
 func (d *display) step(n, of int, what, why string) {
-	const indent = "\n      "
-	wrap := func(words string) string {
-		return strings.ReplaceAll(text.WrapSoft(words, 74), "\n", indent)
+	d.write(fmt.Sprintf("\n[%d/%d] %s\n      %s\n", n, of, wrap(what), wrap(why)))
+}
+
+// wrap breaks words into lines that fit a terminal of 80 columns, below the
+// first word of a step.
+func wrap(words string) string {
+	var b strings.Builder
+	column := 6
+	for i, word := range strings.Fields(words) {
+		switch {
+		case i == 0:
+		case column+1+len(word) > 79:
+			b.WriteString("\n      ")
+			column = 6
+		default:
+			b.WriteByte(' ')
+			column++
+		}
+		b.WriteString(word)
+		column += len(word)
 	}
-	d.write(fmt.Sprintf("\n[%d/%d] %s%s%s\n", n, of, wrap(what), indent, wrap(why)))
+	return b.String()
 }
 
 // note says what has come about.
@@ -111,7 +127,8 @@ func (d *display) Write(p []byte) (int, error) {
 
 func (d *display) clock() string { return fmt.Sprintf("%.1f s", time.Since(d.began).Seconds()) }
 
-// journal keeps the last lines of the log, to be shown if something goes wrong.
+// journal keeps the last lines of the log, to be shown if something goes wrong
+// that was not meant to.
 type journal struct {
 	mu    sync.Mutex
 	lines []string
@@ -122,7 +139,11 @@ const journalLines = 12
 func (j *journal) Write(p []byte) (int, error) {
 	j.mu.Lock()
 	defer j.mu.Unlock()
-	j.lines = append(j.lines, strings.Split(strings.TrimRight(string(p), "\n"), "\n")...)
+	for line := range strings.Lines(string(p)) {
+		if !strings.Contains(line, madeToFail) {
+			j.lines = append(j.lines, strings.TrimSuffix(line, "\n"))
+		}
+	}
 	j.lines = j.lines[max(0, len(j.lines)-journalLines):]
 	return len(p), nil
 }

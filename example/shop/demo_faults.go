@@ -7,6 +7,10 @@ import (
 	"sync"
 )
 
+// madeToFail marks the errors of parts that fail on purpose and recover, so that
+// the journal can leave them out.
+const madeToFail = "(made to fail)"
+
 // flakyMail is a mail server that refuses every 20th letter once.
 type flakyMail struct {
 	mu      sync.Mutex
@@ -28,7 +32,7 @@ func (m *flakyMail) Send(_ context.Context, to, subject string) error {
 		m.refused = map[string]bool{}
 	}
 	m.refused[letter] = true
-	return errors.New("421 too many connections, try again later")
+	return errors.New("421 too many connections, try again later " + madeToFail)
 }
 
 // buggyLabels makes labels. After spoil, the next order turns out to be one that

@@ -104,7 +104,7 @@ func watch[T events.Payload](l *ledger, s *Shop, version func(T) int64) {
 		}
 		// Some fail when all is done, once: their effects must go with them.
 		if d, _ := handlers.DeliveryFrom(ctx); d.Attempt == 1 && l.calls.Add(1)%50 == 0 {
-			return errors.New("made to fail after its effects")
+			return errors.New("after its effects " + madeToFail)
 		}
 		return nil
 	})

@@ -63,9 +63,11 @@ func (p *relayProcess) kill() {
 
 // stop lets it drain and hand over.
 func (p *relayProcess) stop() error {
-	if p.stopped.Swap(true) {
-		<-p.exited
+	select {
+	case <-p.exited: // killed, or by itself: onExit knows
 		return nil
+	default:
+		p.stopped.Store(true)
 	}
 	_ = p.stdin.Close()
 	select {
