@@ -55,7 +55,7 @@ func demonstrate(interrupted context.Context, show *display) (v verdict, err err
 
 // prepare wires the shop, adds the ledger to it, and creates all tables.
 func (d *demonstration) prepare(ctx context.Context) (err error) {
-	d.ledger = &ledger{pool: d.stage.ledger, onFail: d.fail}
+	d.ledger = &ledger{pool: d.books, onFail: d.fail}
 	d.shop, err = newShop(d.pool, d.client, Config{
 		Schema: d.name, Prefix: d.prefix(),
 		Mail: &flakyMail{}, Labels: d.labels,
@@ -129,7 +129,7 @@ func (d *demonstration) play(ctx context.Context) (v verdict, err error) {
 	if err := d.ledger.readBack(ctx, d.client, d.streams()...); err != nil {
 		return v, err
 	}
-	if v, err = judge(ctx, d.stage.ledger); err != nil {
+	if v, err = judge(ctx, d.books); err != nil {
 		return v, err
 	}
 	d.note("all is at rest: %d transactions committed, %d rolled back; the ticker, fed after commits, has seen %d orders of %.2f in all",

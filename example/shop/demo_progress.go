@@ -28,7 +28,7 @@ func (d *demonstration) published(ctx context.Context) (int64, error) {
 // allHandled: no committed event waits for a handler.
 func (d *demonstration) allHandled(ctx context.Context) (bool, error) {
 	var committed, handled int
-	err := d.stage.ledger.QueryRow(ctx, `SELECT (`+countCommitted+`), (`+countHandled+`)`).Scan(&committed, &handled)
+	err := d.books.QueryRow(ctx, `SELECT (`+countCommitted+`), (`+countHandled+`)`).Scan(&committed, &handled)
 	return handled >= committed, err
 }
 
@@ -69,7 +69,7 @@ func (d *demonstration) report(ctx context.Context) error {
 			return nil
 		}
 		var committed, handled int
-		err := d.stage.ledger.QueryRow(ctx, `SELECT (`+countCommitted+`), (SELECT count(*) FROM ledger_entry)`).Scan(&committed, &handled)
+		err := d.books.QueryRow(ctx, `SELECT (`+countCommitted+`), (SELECT count(*) FROM ledger_entry)`).Scan(&committed, &handled)
 		if err == nil {
 			d.clerks.behind.Store(int64(committed - handled))
 			var published int64

@@ -27,7 +27,7 @@ var errLeftBehind = errors.New("it is left behind")
 type stage struct {
 	name   string // of the schema, and the prefix of all streams
 	pool   *pgxpool.Pool
-	ledger *pgxpool.Pool // its own, so that counting does not wait for the shop
+	books  *pgxpool.Pool // the ledger's own, so that counting does not wait for the shop
 	client *redis.Client
 }
 
@@ -41,7 +41,7 @@ func openStage(ctx context.Context) (*stage, error) {
 	if s.pool, err = openPostgres(ctx, s.name, 16); err != nil {
 		return nil, err
 	}
-	if s.ledger, err = openPostgres(ctx, s.name, 6, ledgerSettings...); err != nil {
+	if s.books, err = openPostgres(ctx, s.name, 6, ledgerSettings...); err != nil {
 		s.close()
 		return nil, err
 	}
@@ -79,8 +79,8 @@ func (s *stage) close() {
 	if s.client != nil {
 		_ = s.client.Close() // nothing is under way on it
 	}
-	if s.ledger != nil {
-		s.ledger.Close()
+	if s.books != nil {
+		s.books.Close()
 	}
 	s.pool.Close()
 }

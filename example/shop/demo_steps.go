@@ -5,6 +5,7 @@ import (
 	"errors"
 	"time"
 
+	watermillredis "github.com/ThreeDotsLabs/watermill-redisstream/pkg/redisstream"
 	"github.com/google/uuid"
 	"github.com/jackc/pgx/v5"
 	"github.com/redis/go-redis/v9"
@@ -80,9 +81,9 @@ func (d *demonstration) duplicate(ctx context.Context) error {
 	if err != nil {
 		return d.cannot(ctx, "read the first entry of stream "+stream, err)
 	}
-	event := entries[0].Values["_watermill_message_uuid"]
+	event := entries[0].Values[watermillredis.UUIDHeaderKey]
 	deliveries := func(ctx context.Context) (n int, err error) {
-		err = d.stage.ledger.QueryRow(ctx, `SELECT count(*) FROM ledger_delivery WHERE event_id = $1::uuid AND outcome = 'duplicate'`, event).Scan(&n)
+		err = d.books.QueryRow(ctx, `SELECT count(*) FROM ledger_delivery WHERE event_id = $1::uuid AND outcome = 'duplicate'`, event).Scan(&n)
 		return n, err
 	}
 	before, err := deliveries(ctx)
@@ -123,7 +124,7 @@ func (d *demonstration) replay(ctx context.Context) error {
 
 // find reads one value, if it is there yet.
 func (d *demonstration) find(ctx context.Context, value any, sql string) (bool, error) {
-	err := d.stage.ledger.QueryRow(ctx, sql).Scan(value)
+	err := d.books.QueryRow(ctx, sql).Scan(value)
 	if errors.Is(err, pgx.ErrNoRows) {
 		return false, nil
 	}
