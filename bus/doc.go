@@ -27,7 +27,8 @@
 // Handlers are found by an event's wire name and version, exactly: a handler of
 // version 2 does not get version 1. One Go type stands for a name and version on
 // a bus; an event of it is handed over as it is, and an envelope without a Go type
-// ([events.Raw]) is decoded into it.
+// ([events.Raw]) is decoded into it. Auditors and projections take the envelopes
+// of all events that match a pattern: [SubscribeInTxTo], [SubscribeAfterCommitTo].
 //
 // # Guarantees
 //
@@ -77,6 +78,10 @@
 //     TestFollowRefuses), and for one committed by somebody else once Committed is
 //     called (TestCommittedAlthoughDoomed). One that is dropped is made visible
 //     (TestForgottenTransactionIsMadeVisible, TestForgottenIsLogged).
+//  17. A handler of a pattern gets exactly the events whose type matches, of every
+//     version, and with the typed handlers of an event in one order, that of
+//     subscription (TestPatterns, TestOrderOfTypedAndUntypedHandlers); a pattern that
+//     is none is refused at the start (TestPatternsAreCheckedAtTheStart).
 //
 // # Not promised
 //

@@ -5,7 +5,6 @@ import (
 	"fmt"
 	"reflect"
 	"sync"
-	"time"
 
 	"github.com/postbus/postbus/events"
 )
@@ -46,14 +45,8 @@ func checkHandled(t reflect.Type) (wireName, error) {
 		return name, err
 	}
 	var faults []error
-	// The rules for names are those of package events; only the name can be wrong here.
-	probe := events.DomainEvent{
-		EventID: events.NewID(), EventType: name.eventType, SchemaVersion: 1,
-		AggregateID: "-", Timestamp: time.Unix(1, 0), Data: []byte("{}"),
-	}
-	var invalid *events.InvalidEventError
-	if errors.As(probe.Validate(), &invalid) {
-		faults = append(faults, fmt.Errorf("EventType of its zero value %s", invalid.Reason))
+	if fault := faultOfType(name.eventType); fault != "" {
+		faults = append(faults, fmt.Errorf("EventType of its zero value %s", fault))
 	}
 	if name.version < 1 || name.version > events.MaxSchemaVersion {
 		faults = append(faults, fmt.Errorf("SchemaVersion of its zero value is %d: return a constant, versions start at 1", name.version))

@@ -181,7 +181,7 @@ func (b *EventBus) prepare(ctx context.Context, s *scope, evs []events.Payload) 
 			faults = append(faults, err)
 			continue
 		}
-		r := subscribed.named[name]
+		r := subscribed.route(name)
 		if r == nil {
 			continue
 		}
@@ -189,12 +189,14 @@ func (b *EventBus) prepare(ctx context.Context, s *scope, evs []events.Payload) 
 			faults = append(faults, &NotInTxError{EventType: e.EventType, SchemaVersion: e.SchemaVersion, Handlers: handlerNames(r.afterCommit)})
 			continue
 		}
-		data, envelope, err := r.open(payload, e)
-		if err != nil {
-			faults = append(faults, err)
-			continue
+		o := &occurrence{envelope: &e, route: r}
+		if r.open != nil {
+			if o.data, o.envelope, err = r.open(payload, e); err != nil {
+				faults = append(faults, err)
+				continue
+			}
 		}
-		handled = append(handled, &occurrence{envelope: envelope, data: data, route: r})
+		handled = append(handled, o)
 	}
 	return envelopes, handled, errors.Join(faults...)
 }

@@ -13,26 +13,56 @@ import (
 // table is what is subscribed to a bus. It is never changed once it is published
 // through EventBus.subscribed, so that readers need no lock.
 type table struct {
-	all   []*Subscription // in the order of subscription
-	named map[wireName]*route
+	all      []*Subscription // in the order of subscription
+	named    map[wireName]*route
+	patterns []*Subscription // those of all that have one
 }
 
-// route is the handlers of one wire name, each kind in the order of subscription.
+// route is the handlers of one wire name, typed or not, each kind in the order of
+// subscription.
 type route struct {
-	open              opener
+	open              opener // nil if no handler is typed
 	inTx, afterCommit []*Subscription
 }
 
 func newTable(all []*Subscription) *table {
 	t := &table{all: all, named: map[wireName]*route{}}
 	for _, s := range all {
-		name := s.wireName()
-		if t.named[name] == nil {
-			t.named[name] = &route{open: s.open}
+		if s.pattern != nil {
+			t.patterns = append(t.patterns, s)
+		} else if t.named[s.wireName()] == nil {
+			t.named[s.wireName()] = &route{open: s.open}
 		}
-		t.named[name].add(s)
+	}
+	for _, s := range all {
+		if s.pattern == nil {
+			t.named[s.wireName()].add(s)
+			continue
+		}
+		for name, r := range t.named {
+			if s.pattern.matches(name.eventType) {
+				r.add(s)
+			}
+		}
 	}
 	return t
+}
+
+// route gives the handlers of a wire name, or nil if nobody handles it.
+func (t *table) route(name wireName) *route {
+	if r := t.named[name]; r != nil {
+		return r
+	}
+	var r *route
+	for _, s := range t.patterns {
+		if s.pattern.matches(name.eventType) {
+			if r == nil {
+				r = &route{}
+			}
+			r.add(s)
+		}
+	}
+	return r
 }
 
 func (r *route) add(s *Subscription) {
@@ -55,7 +85,7 @@ func (b *EventBus) add(s *Subscription) error {
 	defer b.subscribing.Unlock()
 	old := b.subscribed.Load().all
 	for _, other := range old {
-		if other.wireName() == s.wireName() && other.goType != s.goType {
+		if s.pattern == nil && other.pattern == nil && other.wireName() == s.wireName() && other.goType != s.goType {
 			return fmt.Errorf("%s is already the Go type %s here, and two Go types may not share a wire name and version: subscribe with %[2]s, or give this type its own EventType or SchemaVersion",
 				s.wireName(), other.info.GoType)
 		}
@@ -68,7 +98,7 @@ func (b *EventBus) add(s *Subscription) error {
 // published.
 type occurrence struct {
 	envelope *events.DomainEvent
-	data     any // the *events.Event[T] that envelope is part of
+	data     any // the *events.Event[T] that envelope is part of; nil if no handler is typed
 	route    *route
 }
 

@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"reflect"
+	"strconv"
 
 	"github.com/jackc/pgx/v5"
 
@@ -17,13 +18,17 @@ var ErrWiring = errors.New("event handlers are wired wrongly")
 // handed to the handlers of its name. Every fault that was found is in Err.
 type WiringError struct {
 	Handler string // package.Function of the handler, empty when the event is at fault
-	GoType  string // the Go type of the event
+	GoType  string // the Go type of the event, empty for a pattern
+	Pattern string // what an untyped handler was to be subscribed to
 	Err     error
 }
 
 func (e *WiringError) Error() string {
 	if e.Handler == "" {
 		return "publish an event of type " + e.GoType + ": " + e.Err.Error()
+	}
+	if e.GoType == "" {
+		return "subscribe " + e.Handler + " to the pattern " + strconv.Quote(e.Pattern) + ": " + e.Err.Error()
 	}
 	return "subscribe " + e.Handler + " to events of type " + e.GoType + ": " + e.Err.Error()
 }
@@ -39,7 +44,8 @@ func (e *WiringError) Unwrap() []error { return []error{ErrWiring, e.Err} }
 //
 // h gets the event by value, however it was published; what its fields point to
 // is shared with the publisher and the other handlers, and must not be changed.
-// Handlers of one event run one after the other, in the order of subscription.
+// Handlers of one event run one after the other, in the order of subscription,
+// typed and untyped ones alike.
 // h may publish further events through its tx; their ctx must be the one h was
 // given. A function subscribed twice is called twice.
 //
@@ -81,13 +87,7 @@ func SubscribeAfterCommit[T events.Payload](b *EventBus, h func(ctx context.Cont
 }
 
 func subscribe[T events.Payload](b *EventBus, kind Kind, handler string, isNil bool, call func(context.Context, pgx.Tx, *occurrence) error) *Subscription {
-	var faults []error
-	if b == nil || b.log == nil {
-		faults = append(faults, errors.New("the bus is nil or empty: make one with bus.New"))
-	}
-	if isNil {
-		faults = append(faults, errors.New("the handler is nil: pass a function"))
-	}
+	faults := faultsOfCall(b, isNil)
 	goType := reflect.TypeFor[T]()
 	name, err := checkHandled(goType)
 	if err != nil {
@@ -109,4 +109,67 @@ func subscribe[T events.Payload](b *EventBus, kind Kind, handler string, isNil b
 		panic(&WiringError{Handler: handler, GoType: goName(goType), Err: errors.Join(faults...)})
 	}
 	return s
+}
+
+// SubscribeInTxTo has h called as [SubscribeInTx] does, for every event whose type
+// matches the pattern, whatever its version and Go type: for auditors and
+// projections that want all there is. The patterns are
+//
+//	"*"              every event
+//	"order.*"        every event type that begins with "order.", at any depth
+//	"order.placed"   that event type alone
+//
+// and nothing else is one: the last segment is a star or the whole has none. h
+// gets the envelope with its data still encoded; events.Typed decodes it. Data and
+// Metadata are shared, and must not be changed.
+//
+// Typed and untyped handlers of an event are called in one order, that of
+// subscription. So a projection that is to see what typed handlers have written is
+// subscribed after them. A pattern may match what h publishes itself: h then has
+// to leave out its own events, or is stopped at [Config].MaxDepth.
+func SubscribeInTxTo(b *EventBus, pattern string, h func(ctx context.Context, tx pgx.Tx, e events.DomainEvent) error) *Subscription {
+	return subscribeTo(b, KindInTx, pattern, funcName(h), h == nil, func(ctx context.Context, tx pgx.Tx, o *occurrence) error {
+		return h(ctx, tx, *o.envelope)
+	})
+}
+
+// SubscribeAfterCommitTo has h called as [SubscribeAfterCommit] does, for every
+// event whose type matches the pattern. See [SubscribeInTxTo] for patterns.
+func SubscribeAfterCommitTo(b *EventBus, pattern string, h func(ctx context.Context, e events.DomainEvent) error) *Subscription {
+	return subscribeTo(b, KindAfterCommit, pattern, funcName(h), h == nil, func(ctx context.Context, _ pgx.Tx, o *occurrence) error {
+		return h(ctx, *o.envelope)
+	})
+}
+
+func subscribeTo(b *EventBus, kind Kind, text, handler string, isNil bool, call func(context.Context, pgx.Tx, *occurrence) error) *Subscription {
+	faults := faultsOfCall(b, isNil)
+	p, err := parsePattern(text)
+	if err != nil {
+		faults = append(faults, err)
+	}
+	s := &Subscription{
+		bus:     b,
+		info:    SubscriptionInfo{Kind: kind, EventType: text, Handler: handler},
+		pattern: &p,
+		call:    call,
+	}
+	if len(faults) == 0 {
+		if err := b.add(s); err != nil {
+			faults = append(faults, err)
+		}
+	}
+	if len(faults) > 0 {
+		panic(&WiringError{Handler: handler, Pattern: clip(text), Err: errors.Join(faults...)})
+	}
+	return s
+}
+
+func faultsOfCall(b *EventBus, isNil bool) (faults []error) {
+	if b == nil || b.log == nil {
+		faults = append(faults, errors.New("the bus is nil or empty: make one with bus.New"))
+	}
+	if isNil {
+		faults = append(faults, errors.New("the handler is nil: pass a function"))
+	}
+	return faults
 }

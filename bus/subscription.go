@@ -15,9 +15,9 @@ import (
 type Kind uint8
 
 const (
-	// KindInTx is a handler of SubscribeInTx.
+	// KindInTx is a handler of SubscribeInTx or SubscribeInTxTo.
 	KindInTx Kind = iota + 1
-	// KindAfterCommit is a handler of SubscribeAfterCommit.
+	// KindAfterCommit is a handler of SubscribeAfterCommit or SubscribeAfterCommitTo.
 	KindAfterCommit
 )
 
@@ -35,14 +35,17 @@ func (k Kind) String() string {
 // SubscriptionInfo says who is subscribed to what.
 type SubscriptionInfo struct {
 	Kind          Kind
-	EventType     string // the wire name
-	SchemaVersion int
-	GoType        string // of the event, with its package's path
+	EventType     string // the wire name, or the pattern
+	SchemaVersion int    // 0 for a pattern: every version
+	GoType        string // of the event, with its package's path; empty for a pattern
 	Handler       string // package.Function
 }
 
 // String is one line about it.
 func (i SubscriptionInfo) String() string {
+	if i.SchemaVersion == 0 {
+		return fmt.Sprintf("%s %s of %s, every version", i.Kind, i.Handler, i.EventType)
+	}
 	return fmt.Sprintf("%s %s of %s v%d", i.Kind, i.Handler, i.EventType, i.SchemaVersion)
 }
 
@@ -50,11 +53,12 @@ func (i SubscriptionInfo) String() string {
 // wants the handler to stay for the life of the bus need not keep it. It is safe
 // for use by several goroutines.
 type Subscription struct {
-	bus    *EventBus
-	info   SubscriptionInfo
-	goType reflect.Type
-	open   opener
-	call   func(ctx context.Context, tx pgx.Tx, o *occurrence) error // tx is nil after a commit
+	bus     *EventBus
+	info    SubscriptionInfo
+	pattern *pattern                                                  // nil for a typed handler
+	goType  reflect.Type                                              // nil for a pattern
+	open    opener                                                    // nil for a pattern
+	call    func(ctx context.Context, tx pgx.Tx, o *occurrence) error // tx is nil after a commit
 }
 
 // opener makes the *events.Event[T] that typed handlers get, out of an envelope
