@@ -4,6 +4,7 @@ import (
 	"context"
 	"fmt"
 	"math/rand/v2"
+	"strings"
 	"sync"
 	"testing"
 	"time"
@@ -57,8 +58,15 @@ func TestCrashOfTheServerWithUnflushedXids(t *testing.T) {
 		}
 	}
 	reissued := 0
-	for i, how := range []string{"unnoticed", "noticed", "another holder", "unnoticed", "in a round", "unnoticed", "between a round's steps"} {
+	for i, how := range []string{"unnoticed", "noticed", "another holder", "unnoticed", "in a round", "unnoticed", "between a round's steps", "behind a round's end", "unnoticed"} {
 		pool := hurried(t, server.URL())
+		// Ids that only the log's last page knows of: what Postgres has written,
+		// flushed or not, outlives this crash.
+		burn := func() {
+			if _, err := pool.Exec(ctx, `SELECT nextval('`+f.table("outbox_id")+`') FROM generate_series(1, 80)`); err != nil {
+				t.Fatal(err)
+			}
+		}
 		for range 10 {
 			write(pool, "a01")
 			write(pool, "a02")
@@ -76,21 +84,30 @@ func TestCrashOfTheServerWithUnflushedXids(t *testing.T) {
 				t.Fatal(err)
 			}
 			s.fill()
-			s.deliver(5)
+			s.deliver(1 << 30)
 		case "between a round's steps":
 			s.drain()
-			for range 50 {
-				write(pool, "a01")
-			}
+			burn()
 			if err := s.t.chain.refresh(ctx); err != nil {
+				t.Fatal(err)
+			}
+		case "behind a round's end":
+			s.drain()
+			if err := s.t.chain.start(ctx, 1<<40); err != nil { // of nothing new
+				t.Fatal(err)
+			}
+			burn()
+			if err := s.t.chain.finish(ctx); err != nil {
 				t.Fatal(err)
 			}
 		default:
 			s.drain()
 		}
-		for range 10 { // committed, not flushed, and not seen by the relay
-			write(pool, "a02")
-			write(pool, "a04")
+		if !strings.Contains(how, " a round") {
+			for range 10 { // committed, not flushed, and not seen by the relay
+				write(pool, "a02")
+				write(pool, "a04")
+			}
 		}
 		var xidBefore uint64
 		if err := pool.QueryRow(ctx, `SELECT pg_snapshot_xmax(pg_current_snapshot())::text::bigint`).Scan(&xidBefore); err != nil {
@@ -117,22 +134,24 @@ func TestCrashOfTheServerWithUnflushedXids(t *testing.T) {
 			s.reload()
 		}
 		pool = hurried(t, server.URL())
-		if how == "between a round's steps" {
-			open, err := pool.Begin(ctx) // with an xid and ids that would be given out again
-			if err != nil {
+		// Open while the next round starts, with an xid and ids that were perhaps
+		// given out before.
+		again, err := pool.Begin(ctx)
+		if err != nil {
+			t.Fatal(err)
+		}
+		for range 10 {
+			if err := l.write(ctx, again, "a04"); err != nil {
 				t.Fatal(err)
 			}
-			for range 10 {
-				if err := l.write(ctx, open, "a04"); err != nil {
-					t.Fatal(err)
-				}
-			}
+		}
+		if strings.Contains(how, " a round's ") {
 			if err := s.t.startRound(ctx, 0); err != nil {
 				t.Fatal(err)
 			}
-			s.drain()
-			f.commit(open)
 		}
+		s.drain()
+		f.commit(again)
 		for range 3 {
 			write(pool, "a02")
 			write(pool, "a03")

@@ -7,7 +7,7 @@ import (
 	"log/slog"
 	"math/rand/v2"
 	"os"
-	ossignal "os/signal"
+	"os/signal"
 	"slices"
 	"sync"
 	"syscall"
@@ -29,7 +29,7 @@ const (
 
 // relayProcess is a program with a relay in it: address, schema, broker.
 func relayProcess(args []string) {
-	ctx, stop := ossignal.NotifyContext(context.Background(), syscall.SIGTERM)
+	ctx, stop := signal.NotifyContext(context.Background(), syscall.SIGTERM)
 	defer stop()
 	config, err := pgxpool.ParseConfig(args[0])
 	if err != nil {

@@ -64,6 +64,9 @@ func (s *stepped) newHolder() {
 		for _, it := range items {
 			s.mayRepeat[it.LogID] = s.sent[it.LogID]
 		}
+		for id := range s.t.sentBefore { // by reloads, perhaps not read again since
+			s.mayRepeat[id] = s.mayRepeat[id] || s.t.active && id > s.t.chain.pos.lastID
+		}
 	}
 	s.takeOver()
 }
