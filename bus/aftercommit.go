@@ -41,7 +41,7 @@ func (a announcement) call(onExit func()) {
 			Handler: name, EventType: e.EventType, EventID: e.EventID, AfterCommit: true, Err: err,
 		})
 	}
-	err := protect(name, e.EventID, func() error { return a.handler.call(ctx, nil, a.event) }, func() {
+	err := protect(name, e.EventID, func() error { return a.handler.call(ctx, a.event.to(a.handler, nil)) }, func() {
 		failed(errExited)
 		onExit()
 	})

@@ -66,7 +66,7 @@ func BenchmarkCallInTx(b *testing.B) {
 	o := &occurrence{envelope: envelope, data: data}
 	b.ReportAllocs()
 	for b.Loop() {
-		if err := h.call(ctx, nil, o); err != nil {
+		if err := h.call(ctx, o.to(h, nil)); err != nil {
 			b.Fatal(err)
 		}
 	}

@@ -5,6 +5,7 @@ import (
 	"errors"
 	"fmt"
 	"log/slog"
+	"slices"
 	"sync"
 	"sync/atomic"
 	"time"
@@ -44,6 +45,9 @@ type Config struct {
 	// logs errors as warnings, since the state of the database is right all the
 	// same, and panics as errors.
 	OnAfterCommitError func(ctx context.Context, err *HandlerError)
+	// Middlewares wrap every handler of the bus. The first is the outermost: it is
+	// called first and returns last. None by default.
+	Middlewares []Middleware
 	// OnForgotten is told of after-commit handlers that were not called because a
 	// followed transaction (see [Follow]) was dropped before anybody said how it
 	// ended. It is called once the garbage collector has found that out, by a
@@ -69,6 +73,7 @@ type EventBus struct {
 	afterCommitTimeout time.Duration // 0: none
 	onAfterCommitError func(context.Context, *HandlerError)
 	onForgotten        func(*ForgottenError)
+	middlewares        []Middleware
 	logger             *slog.Logger
 
 	subscribed  atomic.Pointer[table]
@@ -95,6 +100,7 @@ func newBus(log appender, cfg Config) (*EventBus, error) {
 	if cfg.AfterCommitTimeout < 0 && cfg.AfterCommitTimeout != NoTimeout {
 		faults = append(faults, fmt.Errorf("Config.AfterCommitTimeout is %s: use a duration, 0 for the default of %s, or NoTimeout", cfg.AfterCommitTimeout, DefaultAfterCommitTimeout))
 	}
+	faults = append(faults, faultsOfMiddlewares(cfg.Middlewares)...)
 	if len(faults) > 0 {
 		return nil, fmt.Errorf("bus.New: %w: %w", ErrInvalidConfig, errors.Join(faults...))
 	}
@@ -116,6 +122,7 @@ func newBus(log appender, cfg Config) (*EventBus, error) {
 		afterCommitTimeout: cfg.AfterCommitTimeout,
 		onAfterCommitError: cfg.OnAfterCommitError,
 		onForgotten:        cfg.OnForgotten,
+		middlewares:        slices.Clone(cfg.Middlewares),
 		logger:             cfg.Logger,
 	}
 	if b.onAfterCommitError == nil {

@@ -82,6 +82,9 @@
 //     version, and with the typed handlers of an event in one order, that of
 //     subscription (TestPatterns, TestOrderOfTypedAndUntypedHandlers); a pattern that
 //     is none is refused at the start (TestPatternsAreCheckedAtTheStart).
+//  18. Middlewares surround every call of every handler, the first one outermost, and
+//     what they return or panic with is the handler's (TestMiddlewares,
+//     TestMiddlewareErrorsAndPanics, TestBrokenMiddlewares).
 //
 // # Not promised
 //

@@ -89,7 +89,7 @@ func (b *EventBus) handleInTx(ctx context.Context, tx pgx.Tx, s *scope, o *occur
 	var faults []error
 	for _, h := range o.route.inTx {
 		name := h.info.Handler
-		err := protect(name, e.EventID, func() error { return h.call(ctx, tx, o) }, func() {})
+		err := protect(name, e.EventID, func() error { return h.call(ctx, o.to(h, tx)) }, func() {})
 		aborted := !s.ended && txStatus(tx) == statusAborted
 		if err == nil && aborted {
 			err = errLeftAborted

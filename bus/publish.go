@@ -189,12 +189,10 @@ func (b *EventBus) prepare(ctx context.Context, s *scope, evs []events.Payload) 
 			faults = append(faults, &NotInTxError{EventType: e.EventType, SchemaVersion: e.SchemaVersion, Handlers: handlerNames(r.afterCommit)})
 			continue
 		}
-		o := &occurrence{envelope: &e, route: r}
-		if r.open != nil {
-			if o.data, o.envelope, err = r.open(payload, e); err != nil {
-				faults = append(faults, err)
-				continue
-			}
+		o, err := newOccurrence(r, payload, e)
+		if err != nil {
+			faults = append(faults, err)
+			continue
 		}
 		handled = append(handled, o)
 	}

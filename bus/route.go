@@ -7,6 +7,8 @@ import (
 	"slices"
 	"strings"
 
+	"github.com/jackc/pgx/v5"
+
 	"github.com/postbus/postbus/events"
 )
 
@@ -78,9 +80,12 @@ func (s *Subscription) wireName() wireName {
 	return wireName{s.info.EventType, s.info.SchemaVersion}
 }
 
-// add subscribes s unless its wire name has another Go type already. Nothing is
-// changed when it is refused.
-func (b *EventBus) add(s *Subscription) error {
+// add subscribes s, whose handler is call, unless its wire name has another Go type
+// already. Nothing is changed when it is refused.
+func (b *EventBus) add(s *Subscription, call Next) (err error) {
+	if s.call, err = wrap(b.middlewares, call); err != nil { // before the lock: they are the user's
+		return err
+	}
 	b.subscribing.Lock()
 	defer b.subscribing.Unlock()
 	old := b.subscribed.Load().all
@@ -102,6 +107,14 @@ type occurrence struct {
 	route    *route
 }
 
+func newOccurrence(r *route, p events.Payload, e events.DomainEvent) (*occurrence, error) {
+	if r.open == nil {
+		return &occurrence{envelope: &e, route: r}, nil
+	}
+	data, envelope, err := r.open(p, e)
+	return &occurrence{envelope: envelope, data: data, route: r}, err
+}
+
 func openTyped[T events.Payload](p events.Payload, e events.DomainEvent) (any, *events.DomainEvent, error) {
 	event := &events.Event[T]{DomainEvent: e}
 	switch data := any(p).(type) {
@@ -120,6 +133,11 @@ func openTyped[T events.Payload](p events.Payload, e events.DomainEvent) (any, *
 			wireName{e.EventType, e.SchemaVersion}, goName(reflect.TypeFor[T]()))}
 	}
 	return event, &event.DomainEvent, nil
+}
+
+// to is o on its way to one handler; tx is nil after a commit.
+func (o *occurrence) to(s *Subscription, tx pgx.Tx) *Delivery {
+	return &Delivery{Kind: s.info.Kind, Handler: s.info.Handler, Event: o.envelope, data: o.data, tx: tx}
 }
 
 func handlerNames(of []*Subscription) []string {

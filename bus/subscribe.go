@@ -59,8 +59,12 @@ func (e *WiringError) Unwrap() []error { return []error{ErrWiring, e.Err} }
 // goroutine; events whose Publish has begun do not reach h. h is called until the
 // Subscription is cancelled; whoever never does that need not keep it.
 func SubscribeInTx[T events.Payload](b *EventBus, h func(ctx context.Context, tx pgx.Tx, e events.Event[T]) error) *Subscription {
-	return subscribe[T](b, KindInTx, funcName(h), h == nil, func(ctx context.Context, tx pgx.Tx, o *occurrence) error {
-		return h(ctx, tx, *o.data.(*events.Event[T]))
+	return subscribe[T](b, KindInTx, funcName(h), h == nil, func(ctx context.Context, d *Delivery) error {
+		e, err := typed[T](d)
+		if err != nil {
+			return err
+		}
+		return h(ctx, d.tx, *e)
 	})
 }
 
@@ -81,12 +85,16 @@ func SubscribeInTx[T events.Payload](b *EventBus, h func(ctx context.Context, tx
 // What is said of [SubscribeInTx] about T, sharing, order, panics at wiring,
 // goroutines and the Subscription holds here too.
 func SubscribeAfterCommit[T events.Payload](b *EventBus, h func(ctx context.Context, e events.Event[T]) error) *Subscription {
-	return subscribe[T](b, KindAfterCommit, funcName(h), h == nil, func(ctx context.Context, _ pgx.Tx, o *occurrence) error {
-		return h(ctx, *o.data.(*events.Event[T]))
+	return subscribe[T](b, KindAfterCommit, funcName(h), h == nil, func(ctx context.Context, d *Delivery) error {
+		e, err := typed[T](d)
+		if err != nil {
+			return err
+		}
+		return h(ctx, *e)
 	})
 }
 
-func subscribe[T events.Payload](b *EventBus, kind Kind, handler string, isNil bool, call func(context.Context, pgx.Tx, *occurrence) error) *Subscription {
+func subscribe[T events.Payload](b *EventBus, kind Kind, handler string, isNil bool, call Next) *Subscription {
 	faults := faultsOfCall(b, isNil)
 	goType := reflect.TypeFor[T]()
 	name, err := checkHandled(goType)
@@ -98,10 +106,9 @@ func subscribe[T events.Payload](b *EventBus, kind Kind, handler string, isNil b
 		info:   SubscriptionInfo{Kind: kind, EventType: name.eventType, SchemaVersion: name.version, GoType: goName(goType), Handler: handler},
 		goType: goType,
 		open:   openTyped[T],
-		call:   call,
 	}
 	if len(faults) == 0 {
-		if err := b.add(s); err != nil {
+		if err := b.add(s, call); err != nil {
 			faults = append(faults, err)
 		}
 	}
@@ -128,20 +135,20 @@ func subscribe[T events.Payload](b *EventBus, kind Kind, handler string, isNil b
 // subscribed after them. A pattern may match what h publishes itself: h then has
 // to leave out its own events, or is stopped at [Config].MaxDepth.
 func SubscribeInTxTo(b *EventBus, pattern string, h func(ctx context.Context, tx pgx.Tx, e events.DomainEvent) error) *Subscription {
-	return subscribeTo(b, KindInTx, pattern, funcName(h), h == nil, func(ctx context.Context, tx pgx.Tx, o *occurrence) error {
-		return h(ctx, tx, *o.envelope)
+	return subscribeTo(b, KindInTx, pattern, funcName(h), h == nil, func(ctx context.Context, d *Delivery) error {
+		return h(ctx, d.tx, *d.Event)
 	})
 }
 
 // SubscribeAfterCommitTo has h called as [SubscribeAfterCommit] does, for every
 // event whose type matches the pattern. See [SubscribeInTxTo] for patterns.
 func SubscribeAfterCommitTo(b *EventBus, pattern string, h func(ctx context.Context, e events.DomainEvent) error) *Subscription {
-	return subscribeTo(b, KindAfterCommit, pattern, funcName(h), h == nil, func(ctx context.Context, _ pgx.Tx, o *occurrence) error {
-		return h(ctx, *o.envelope)
+	return subscribeTo(b, KindAfterCommit, pattern, funcName(h), h == nil, func(ctx context.Context, d *Delivery) error {
+		return h(ctx, *d.Event)
 	})
 }
 
-func subscribeTo(b *EventBus, kind Kind, text, handler string, isNil bool, call func(context.Context, pgx.Tx, *occurrence) error) *Subscription {
+func subscribeTo(b *EventBus, kind Kind, text, handler string, isNil bool, call Next) *Subscription {
 	faults := faultsOfCall(b, isNil)
 	p, err := parsePattern(text)
 	if err != nil {
@@ -151,10 +158,9 @@ func subscribeTo(b *EventBus, kind Kind, text, handler string, isNil bool, call 
 		bus:     b,
 		info:    SubscriptionInfo{Kind: kind, EventType: text, Handler: handler},
 		pattern: &p,
-		call:    call,
 	}
 	if len(faults) == 0 {
-		if err := b.add(s); err != nil {
+		if err := b.add(s, call); err != nil {
 			faults = append(faults, err)
 		}
 	}

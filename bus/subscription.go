@@ -1,12 +1,9 @@
 package bus
 
 import (
-	"context"
 	"fmt"
 	"reflect"
 	"slices"
-
-	"github.com/jackc/pgx/v5"
 
 	"github.com/postbus/postbus/events"
 )
@@ -55,10 +52,10 @@ func (i SubscriptionInfo) String() string {
 type Subscription struct {
 	bus     *EventBus
 	info    SubscriptionInfo
-	pattern *pattern                                                  // nil for a typed handler
-	goType  reflect.Type                                              // nil for a pattern
-	open    opener                                                    // nil for a pattern
-	call    func(ctx context.Context, tx pgx.Tx, o *occurrence) error // tx is nil after a commit
+	pattern *pattern     // nil for a typed handler
+	goType  reflect.Type // nil for a pattern
+	open    opener       // nil for a pattern
+	call    Next         // the handler, with the middlewares around it
 }
 
 // opener makes the *events.Event[T] that typed handlers get, out of an envelope
