@@ -45,6 +45,14 @@ type Config struct {
 	// logs errors as warnings, since the state of the database is right all the
 	// same, and panics as errors.
 	OnAfterCommitError func(ctx context.Context, err *HandlerError)
+	// Metadata gives what every event carries of the ctx it is published under: the
+	// tenant, the user, traceparent. It is called once for each Publish, by several
+	// goroutines at once. What an event says itself (events.Metadata, events.Raw)
+	// comes before what it returns; its map is copied, and the limits of package
+	// events hold for both together. If it breaks them, or panics, Publish refuses all
+	// its events with a *[MetadataError]. Events that handlers publish are asked for
+	// under the handler's ctx, which has the values of the first. None by default.
+	Metadata func(ctx context.Context) map[string]string
 	// Middlewares wrap every handler of the bus. The first is the outermost: it is
 	// called first and returns last. None by default.
 	Middlewares []Middleware
@@ -74,6 +82,7 @@ type EventBus struct {
 	onAfterCommitError func(context.Context, *HandlerError)
 	onForgotten        func(*ForgottenError)
 	middlewares        []Middleware
+	metadata           func(context.Context) map[string]string
 	logger             *slog.Logger
 
 	subscribed  atomic.Pointer[table]
@@ -123,6 +132,7 @@ func newBus(log appender, cfg Config) (*EventBus, error) {
 		onAfterCommitError: cfg.OnAfterCommitError,
 		onForgotten:        cfg.OnForgotten,
 		middlewares:        slices.Clone(cfg.Middlewares),
+		metadata:           cfg.Metadata,
 		logger:             cfg.Logger,
 	}
 	if b.onAfterCommitError == nil {

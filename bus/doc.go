@@ -85,6 +85,9 @@
 //  18. Middlewares surround every call of every handler, the first one outermost, and
 //     what they return or panic with is the handler's (TestMiddlewares,
 //     TestMiddlewareErrorsAndPanics, TestBrokenMiddlewares).
+//  19. Every event carries the metadata of its context, behind what it says itself;
+//     what no event may carry is refused before anything is written
+//     (TestMetadataOfTheContext, TestBadMetadataOfTheContext).
 //
 // # Not promised
 //

@@ -50,7 +50,7 @@ var (
 // data is decoded for typed handlers). All events are checked before anything is
 // written, and all refusals come together: *[events.InvalidEventError],
 // *[events.PayloadError] and their kin, *[WiringError], *[NotInTxError],
-// *[DepthError]. What a handler returns comes as a *[HandlerError]; see
+// *[DepthError], *[MetadataError]. What a handler returns comes as a *[HandlerError]; see
 // [SubscribeInTx]. The other in-tx handlers of that event still run, to hear all
 // objections at once, unless a failed statement has aborted the transaction or
 // ctx has ended; later events of the call are not handed out.
@@ -166,10 +166,18 @@ func (b *EventBus) prepare(ctx context.Context, s *scope, evs []events.Payload) 
 	envelopes := make([]events.DomainEvent, 0, len(evs))
 	var handled []*occurrence
 	var faults []error
+	metadata, err := b.contextMetadata(ctx, evs[0])
+	if err != nil {
+		faults = append(faults, err)
+	}
 	for _, p := range evs {
 		e, err := events.New(ctx, p)
 		if err != nil {
 			faults = append(faults, fmt.Errorf("publish: %w", err))
+			continue
+		}
+		if err := addMetadata(&e, metadata); err != nil {
+			faults = append(faults, err)
 			continue
 		}
 		envelopes = append(envelopes, e)
