@@ -24,9 +24,9 @@
 // (event id, handler name), so that whoever has settled is left out when the
 // message comes again because of another.
 //
-// What a handler is not to blame for is postponed: the message is held a little and given
-// back (nacked), and no attempt is counted. That goes for a database or a poison queue
-// that is away, an event from a newer program, and a stop.
+// What a handler is not to blame for is postponed: the message is held a little
+// and given back (nacked), and no attempt is counted. That goes for a database or
+// a poison queue that is away, an event from a newer program, and a stop.
 //
 // The middlewares that do all this, [SlowNack], [Poison], [Dedup], [Retry],
 // [InTx], [Timeout] and [Recover], outermost first, are ordinary
@@ -55,6 +55,7 @@
 //     (TestStopLetsRunningHandlersFinish, TestStopNeitherPoisonsNorLoses,
 //     TestStopEndsWaitsForRetries, TestRevokedMessageIsGivenBack,
 //     TestHandlersThatIgnoreTheirContextAreNamed,
+//     TestStopReachesHandlersWhoseContextIsLoose,
 //     TestStopFreesASubscriberThatMustDeliver, TestRunLeavesNoGoroutineBehind).
 //  6. A database that is away poisons nothing and counts no attempt
 //     (TestDatabaseOutagePoisonsNothing, TestConnectionLostUnderTheHandlerIsNoAttempt,

@@ -198,6 +198,24 @@ func TestPoisonQueueDownLosesNothing(t *testing.T) {
 	}
 }
 
+// Another consumer has handled it while this one failed.
+func TestWhatWasHandledElsewhereIsNotPoisoned(t *testing.T) {
+	t.Parallel()
+	r := newRig(t)
+	router := r.router()
+	handlers.Handle(router, "mail.receipt", func(ctx context.Context, e events.Event[placed]) error {
+		_, err := r.pool.Exec(ctx, "INSERT INTO "+pgx.Identifier{r.schema, "inbox"}.Sanitize()+" VALUES ('mail.receipt', $1::uuid, 'handled')", e.EventID)
+		return handlers.Permanent(errors.Join(errors.New("no"), err))
+	})
+	id := r.publish(order(1))
+	r.run(router)
+	r.await("mail.receipt", id, handlers.OutcomeDuplicate)
+	testkit.Eventually(t, soon, func() bool { return r.broker.acked("order") == 1 }, "it is acked")
+	if len(r.broker.waiting("order.poison")) != 0 || r.state("mail.receipt", id) != "handled" {
+		t.Error("it is poisoned all the same")
+	}
+}
+
 func TestUndecodableMessagesArePoisonedOnce(t *testing.T) {
 	t.Parallel()
 	r := newRig(t)
@@ -287,5 +305,34 @@ func TestOlderVersionsNeedALeave(t *testing.T) {
 	r.await("lenient", id, handlers.OutcomeHandled)
 	if v := <-versions; v != 1 {
 		t.Errorf("the handler sees version %d", v)
+	}
+}
+
+// In a router of the user's own, without a Retry inside.
+func TestPoisonAlone(t *testing.T) {
+	t.Parallel()
+	b := newBroker(1)
+	poison, err := handlers.Poison(nil, handlers.PoisonConfig{Publisher: b})
+	if err != nil {
+		t.Fatal(err)
+	}
+	ctx, cancel := context.WithCancel(t.Context())
+	fail := func(err error) func(context.Context) error { return func(context.Context) error { return err } }
+	later := &handlers.PostponedError{Err: errors.New("later")}
+	if err := attempt(fail(later), message.NewMessageWithContext(ctx, "1", nil), poison); !errors.Is(err, handlers.ErrPostponed) {
+		t.Errorf("postponed: %v", err)
+	}
+	cancel()
+	if err := attempt(fail(errors.New("no")), message.NewMessageWithContext(ctx, "1", nil), poison); !errors.Is(err, handlers.ErrInterrupted) {
+		t.Errorf("interrupted: %v", err)
+	}
+	if n := len(b.waiting(".poison")); n != 0 {
+		t.Errorf("%d are poisoned", n)
+	}
+	if err := attempt(fail(errors.New("no")), message.NewMessageWithContext(t.Context(), "1", nil), poison); err != nil {
+		t.Error(err)
+	}
+	if p := b.only(t, ".poison"); p.Metadata[handlers.HeaderPoisonAttempts] != "1" || p.Metadata[handlers.HeaderPoisonReason] != "no" {
+		t.Errorf("headers %v", p.Metadata)
 	}
 }

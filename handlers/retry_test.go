@@ -5,6 +5,7 @@ import (
 	"errors"
 	"math/rand/v2"
 	"slices"
+	"strings"
 	"testing"
 	"testing/synctest"
 	"time"
@@ -106,6 +107,18 @@ func TestAttemptAfterATimeoutHasTimeAgain(t *testing.T) {
 			t.Errorf("%d calls, %v", calls, err)
 		}
 	})
+}
+
+func TestTimeoutGivesTheContextBack(t *testing.T) {
+	t.Parallel()
+	msg := message.NewMessageWithContext(t.Context(), "1", nil)
+	err := attempt(func(ctx context.Context) error { <-ctx.Done(); return ctx.Err() }, msg, handlers.Timeout(time.Millisecond))
+	if !errors.Is(err, context.DeadlineExceeded) || !strings.Contains(err.Error(), "its timeout of 1ms") {
+		t.Error(err)
+	}
+	if msg.Context() != t.Context() {
+		t.Error("the message keeps the attempt's context")
+	}
 }
 
 func TestRetryAfterIsWaitedFor(t *testing.T) {

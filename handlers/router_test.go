@@ -108,6 +108,26 @@ func TestUnknownTypesAreAcked(t *testing.T) {
 	}
 }
 
+// A handler gets its events from its own topic only: the other one may be
+// somebody else's of the same name.
+func TestEventsOnAnotherTopicAreUnknown(t *testing.T) {
+	t.Parallel()
+	r := newRig(t)
+	router := r.router(func(c *handlers.Config) { c.Topic = func(eventType string) string { return eventType } })
+	handlers.HandleTx(router, "stock.reserve", r.book("stock.reserve"))
+	handlers.Handle(router, "mail.paid", func(context.Context, events.Event[paid]) error { return nil })
+	for _, topic := range []string{"order.paid", "order.placed"} {
+		if err := r.broker.Publish(topic, messageOf(t, order(1))); err != nil {
+			t.Fatal(err)
+		}
+	}
+	r.run(router)
+	testkit.Eventually(t, soon, func() bool { return router.Stats().Acked == 2 }, "both are acked")
+	if s := router.Stats(); s.UnknownTypes != 1 || s.Handled != 1 {
+		t.Errorf("stats %+v", s)
+	}
+}
+
 func TestResultsTellHowEachDeliveryEnded(t *testing.T) {
 	t.Parallel()
 	r := newRig(t)

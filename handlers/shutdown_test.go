@@ -177,6 +177,45 @@ func TestHandlersThatIgnoreTheirContextAreNamed(t *testing.T) {
 	r.await("stuck", id, handlers.OutcomeHandled)
 }
 
+// looseSubscriber gives its messages contexts that never end, as
+// watermill-redisstream does after a nack.
+type looseSubscriber struct{ *broker }
+
+func (l looseSubscriber) Subscribe(ctx context.Context, topic string) (<-chan *message.Message, error) {
+	in, err := l.broker.Subscribe(ctx, topic)
+	out := make(chan *message.Message)
+	go func() {
+		defer close(out)
+		for msg := range in {
+			msg.SetContext(context.Background())
+			out <- msg
+		}
+	}()
+	return out, err
+}
+
+func TestStopReachesHandlersWhoseContextIsLoose(t *testing.T) {
+	t.Parallel()
+	r := newRig(t)
+	cfg := r.config()
+	cfg.CloseTimeout = 10 * time.Millisecond
+	router, err := handlers.NewRouter(looseSubscriber{r.broker}, cfg)
+	if err != nil {
+		t.Fatal(err)
+	}
+	inside := make(chan struct{})
+	handlers.Handle(router, "mail.receipt", func(ctx context.Context, _ events.Event[placed]) error {
+		close(inside)
+		<-ctx.Done()
+		return ctx.Err()
+	}, handlers.WithTimeout(handlers.NoTimeout))
+	id := r.publish(order(1))
+	stop := r.run(router)
+	<-inside
+	stop()
+	r.await("mail.receipt", id, handlers.OutcomeInterrupted)
+}
+
 // slowSubscriber offers messages without a way to stop, as some do.
 type slowSubscriber struct{ *broker }
 
