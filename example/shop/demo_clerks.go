@@ -18,7 +18,7 @@ const (
 	clerkCount    = 10
 	customerCount = 40
 	pace          = 110 * time.Millisecond // between two transactions of a clerk, on average
-	mostBehind    = 350                    // events that wait for handlers: on a slow machine the clerks pause
+	mostBehind    = 150                    // events that wait at the broker: on a slow machine the clerks pause
 )
 
 var catalogue = []string{"teapot", "lamp", "chair", "notebook", "umbrella", "globe", "clock", "kettle"}
@@ -33,7 +33,7 @@ type clerks struct {
 	shop       *Shop
 	committed  atomic.Int64 // transactions, for the display
 	rolledBack atomic.Int64
-	behind     atomic.Int64 // events that wait, as last seen
+	behind     atomic.Int64 // events that wait at the broker, as last seen
 }
 
 // work returns when stop is closed and all transactions have ended, or with the

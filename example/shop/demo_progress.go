@@ -71,9 +71,9 @@ func (d *demonstration) report(ctx context.Context) error {
 		var committed, handled int
 		err := d.books.QueryRow(ctx, `SELECT (`+countCommitted+`), (SELECT count(*) FROM ledger_entry)`).Scan(&committed, &handled)
 		if err == nil {
-			d.clerks.behind.Store(int64(committed - handled))
 			var published int64
 			if published, err = d.published(ctx); err == nil {
+				d.clerks.behind.Store(published - int64(handled))
 				d.show.progress(fmt.Sprintf("committed %-5d published %-5d handled %-5d retried %-4d rolled back %d",
 					committed, published, handled, d.shop.router.Stats().Retried, d.clerks.rolledBack.Load()))
 			}
