@@ -88,7 +88,7 @@ func (r *Router) deliver(h *handler, d *delivery, msg *message.Message) error {
 	// context. Payload and headers are shared, and read only.
 	own := &message.Message{UUID: msg.UUID, Metadata: msg.Metadata, Payload: msg.Payload}
 	own.SetContext(withDelivery(msg.Context(), d))
-	_, err := h.chain(own)
+	err := guard(h.chain, own)
 
 	result := HandlerResult{
 		Handler: h.name, Topic: d.Topic, EventID: d.EventID, EventType: d.event.EventType, Key: d.event.Key(),
@@ -108,6 +108,19 @@ func (r *Router) deliver(h *handler, d *delivery, msg *message.Message) error {
 		result.Outcome, result.Redelivered = OutcomeDuplicate, true
 	}
 	r.report(result)
+	return err
+}
+
+// guard runs a chain. Handlers have a Recover of their own; what can still panic
+// is a function of the config or the publisher of the poison queue, and it must
+// not take the process with it.
+func guard(chain message.HandlerFunc, msg *message.Message) (err error) {
+	defer func() {
+		if v := recover(); v != nil {
+			err = &PostponedError{Err: newPanicError(v)}
+		}
+	}()
+	_, err = chain(msg)
 	return err
 }
 

@@ -198,6 +198,28 @@ func TestPoisonQueueDownLosesNothing(t *testing.T) {
 	}
 }
 
+// A closed publisher may panic.
+func TestPanickingPublisherHarmsNobody(t *testing.T) {
+	t.Parallel()
+	r := newRig(t)
+	router := r.router()
+	handlers.HandleTx(router, "stock.reserve", r.book("stock.reserve"))
+	handlers.Handle(router, "mail.receipt", failing(errors.New("no")))
+	r.broker.failWith(func(topic string, _ *message.Message) error {
+		if topic == "order.poison" {
+			panic("send on closed channel")
+		}
+		return nil
+	})
+	id := r.publish(order(1))
+	r.send(message.NewMessage("x", []byte("no event")))
+	r.run(router)
+	testkit.Eventually(t, soon, func() bool { return router.Stats().Postponed >= 5 }, "both are postponed")
+	r.broker.failWith(nil)
+	r.await("mail.receipt", id, handlers.OutcomePoisoned)
+	testkit.Eventually(t, soon, func() bool { return r.broker.acked("order") == 2 }, "both are acked")
+}
+
 // Another consumer has handled it while this one failed.
 func TestWhatWasHandledElsewhereIsNotPoisoned(t *testing.T) {
 	t.Parallel()

@@ -19,7 +19,7 @@ func (r *Router) poisonUndecodable(topic string, stopping <-chan struct{}, msg *
 	}
 	own := &message.Message{UUID: msg.UUID, Metadata: msg.Metadata, Payload: msg.Payload}
 	own.SetContext(context.WithValue(withDelivery(msg.Context(), d), whyKey{}, why))
-	_, err := r.garbage(own)
+	err := guard(r.garbage, own)
 	result := HandlerResult{
 		Handler: UndecodableHandler, Topic: topic, Outcome: OutcomePoisoned, Err: d.poisoned, Redelivered: d.Redelivered,
 	}
