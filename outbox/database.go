@@ -86,6 +86,46 @@ func (d *database) write(ctx context.Context, durable bool, statements ...statem
 	return wrong
 }
 
+// planPlainly keeps the planner from compiling the query or starting workers for
+// it. A table that was never analyzed is taken for so large that it would, for a
+// few hundred rows: a window of ids over 2M rows without statistics costs 105,357
+// by its estimate, more than jit_above_cost.
+const planPlainly = `SELECT set_config('jit', 'off', true), set_config('max_parallel_workers_per_gather', '0', true)`
+
+// read runs one query over the log, sent in one go with a transaction around it.
+// each is called per row and says whether it wants another; rows are valid until
+// it returns.
+func (d *database) read(ctx context.Context, sql string, args []any, each func(pgx.Rows) (more bool, err error)) error {
+	ctx, cancel := context.WithTimeout(ctx, d.timeout)
+	defer cancel()
+	var batch pgx.Batch
+	batch.Queue(`BEGIN ISOLATION LEVEL READ COMMITTED READ ONLY`)
+	batch.Queue(planPlainly)
+	batch.Queue(sql, args...)
+	batch.Queue(`COMMIT`)
+	results := d.pool.SendBatch(ctx, &batch)
+	defer results.Close()
+	for range 2 {
+		if _, err := results.Exec(); err != nil {
+			return err
+		}
+	}
+	rows, err := results.Query()
+	if err != nil {
+		return err
+	}
+	defer rows.Close()
+	for more := true; more && rows.Next(); {
+		if more, err = each(rows); err != nil {
+			return err
+		}
+	}
+	if rows.Close(); rows.Err() != nil {
+		return rows.Err()
+	}
+	return results.Close()
+}
+
 // quoteLiteral makes a quoted name a string literal: regclass takes names that way.
 // Our names are checked identifiers, so that there is nothing to escape but the rule itself.
 func quoteLiteral(name string) string { return `'` + strings.ReplaceAll(name, `'`, `''`) + `'` }

@@ -5,6 +5,8 @@ import (
 	"fmt"
 	"math/rand/v2"
 	"time"
+
+	"github.com/jackc/pgx/v5"
 )
 
 // idlePoll paces the looks of a relay that has nothing to do: soon after it was
@@ -123,11 +125,9 @@ func (t *tenure) lateNow(hard context.Context, text string) (bool, error) {
 	if len(xids) == 0 {
 		return false, nil
 	}
-	ctx, cancel := context.WithTimeout(hard, t.db.timeout)
-	defer cancel()
 	var found bool
-	err = t.db.pool.QueryRow(ctx, `SELECT EXISTS (SELECT FROM `+t.db.table("outbox")+` WHERE xid = ANY ($1::text[]::xid8[]) AND id + 0 <= $2)`,
-		texts(xids), r.seenID).Scan(&found)
+	err = t.db.read(hard, `SELECT EXISTS (SELECT FROM `+t.db.table("outbox")+` WHERE xid = ANY ($1::text[]::xid8[]) AND id + 0 <= $2)`,
+		[]any{texts(xids), r.seenID}, func(rows pgx.Rows) (bool, error) { return false, rows.Scan(&found) })
 	if err != nil {
 		return false, fmt.Errorf("relay %q looks for late events: %w", t.cfg.Name, explain(t.db.schema, err))
 	}

@@ -89,13 +89,13 @@ func (rd *reader) readLate(ctx context.Context, r *round, lastID int64, out chan
 }
 
 func (rd *reader) lateIDs(ctx context.Context, xids []uint64, above, upTo int64) ([]int64, error) {
-	ctx, cancel := context.WithTimeout(ctx, rd.db.timeout)
-	defer cancel()
-	rows, err := rd.db.pool.Query(ctx, rd.lateSQL, texts(xids), above, upTo)
-	if err != nil {
-		return nil, err
-	}
-	return pgx.CollectRows(rows, pgx.RowTo[int64])
+	var ids []int64
+	err := rd.db.read(ctx, rd.lateSQL, []any{texts(xids), above, upTo}, func(rows pgx.Rows) (bool, error) {
+		id, err := integer(rows.RawValues()[0], rows.FieldDescriptions()[0])
+		ids = append(ids, id)
+		return true, err
+	})
+	return ids, err
 }
 
 func (rd *reader) readRest(ctx context.Context, r *round, lo int64, out chan<- *chunk) error {
@@ -140,21 +140,14 @@ func (rd *reader) jump(ctx context.Context, lo, upper int64) (int64, error) {
 // fetch runs one query and keeps the rows that belong to r (nil: all). When they
 // were too many bytes at once, it gives the last id it has read, else -1.
 func (rd *reader) fetch(ctx context.Context, r *round, sql string, args ...any) (*chunk, int64, error) {
-	ctx, cancel := context.WithTimeout(ctx, rd.db.timeout)
-	defer cancel()
-	rows, err := rd.db.pool.Query(ctx, sql, args...)
-	if err != nil {
-		return nil, -1, err
-	}
-	defer rows.Close()
 	slab := make([]item, 0, min(int(rd.width), rd.found+rd.found/4+16))
 	bytes, cut := 0, int64(-1)
-	for cut < 0 && rows.Next() {
+	err := rd.db.read(ctx, sql, args, func(rows pgx.Rows) (bool, error) {
 		slab = append(slab, item{})
 		it := &slab[len(slab)-1]
 		xid, err := rd.rows.read(rows, it)
 		if err != nil {
-			return nil, -1, err
+			return false, err
 		}
 		if bytes += it.bytes; bytes >= chunkBytes {
 			cut = it.LogID
@@ -162,9 +155,10 @@ func (rd *reader) fetch(ctx context.Context, r *round, sql string, args ...any) 
 		if r != nil && !r.has(xid) {
 			slab = slab[:len(slab)-1]
 		}
-	}
-	if rows.Close(); rows.Err() != nil {
-		return nil, -1, rows.Err()
+		return cut < 0, nil
+	})
+	if err != nil {
+		return nil, -1, err
 	}
 	rd.found = len(slab)
 	switch {
