@@ -38,7 +38,7 @@ func (a announcement) call(onExit func()) {
 	}
 	failed := func(err error) {
 		b.tellAfterCommitError(ctx, &HandlerError{
-			Handler: name, EventType: e.EventType, EventID: e.EventID, AfterCommit: true, Err: err,
+			Kind: KindAfterCommit, Handler: name, EventType: e.EventType, EventID: e.EventID, AfterCommit: true, Err: err,
 		})
 	}
 	err := protect(name, e.EventID, func() error { return a.handler.call(ctx, a.event.to(a.handler, nil)) }, func() {

@@ -2,8 +2,13 @@ package bus
 
 import (
 	"context"
+	"crypto/rand"
+	"encoding/binary"
+	"strconv"
 	"testing"
+	"time"
 
+	"github.com/google/uuid"
 	"github.com/jackc/pgx/v5"
 
 	"github.com/postbus/postbus/events"
@@ -69,5 +74,53 @@ func BenchmarkCallInTx(b *testing.B) {
 		if err := h.call(ctx, o.to(h, nil)); err != nil {
 			b.Fatal(err)
 		}
+	}
+}
+
+// BenchmarkClockAndUUID is what a Dispatch is measured against: a loop that reads
+// the clock and makes a UUIDv7 of entropy fetched in blocks.
+func BenchmarkClockAndUUID(b *testing.B) {
+	var entropy [4096]byte
+	left := 0
+	var id uuid.UUID
+	var at time.Time
+	b.ReportAllocs()
+	for b.Loop() {
+		if left < 10 {
+			_, _ = rand.Read(entropy[:])
+			left = len(entropy)
+		}
+		at = time.Now()
+		binary.BigEndian.PutUint64(id[:8], uint64(at.UnixMilli())<<16)
+		copy(id[6:], entropy[len(entropy)-left:][:10])
+		left -= 10
+		id[6] = id[6]&0x0f | 0x70
+		id[8] = id[8]&0x3f | 0x80
+	}
+	if id.Version() != 7 || at.IsZero() {
+		b.Fatal(id)
+	}
+}
+
+// BenchmarkDispatch is one Dispatch to one handler, and to more.
+func BenchmarkDispatch(b *testing.B) {
+	for _, handlers := range []int{1, 2, 11} {
+		b.Run(strconv.Itoa(handlers), func(b *testing.B) {
+			l, err := NewLocal(LocalConfig{})
+			if err != nil {
+				b.Fatal(err)
+			}
+			calls := 0
+			for range handlers {
+				Subscribe(l, func(context.Context, events.Event[orderPlaced]) error { calls++; return nil })
+			}
+			ctx := context.Background()
+			b.ReportAllocs()
+			for b.Loop() {
+				if err := Dispatch(ctx, l, orderPlaced{"1", 100}); err != nil {
+					b.Fatal(err)
+				}
+			}
+		})
 	}
 }

@@ -30,6 +30,9 @@
 // ([events.Raw]) is decoded into it. Auditors and projections take the envelopes
 // of all events that match a pattern: [SubscribeInTxTo], [SubscribeAfterCommitTo].
 //
+// Whoever wants typed events within the process, and no database, takes a [Local]
+// instead: [NewLocal], [Subscribe], [Dispatch].
+//
 // # Guarantees
 //
 //  1. An event is in the log if and only if its transaction committed, and so is
@@ -88,6 +91,11 @@
 //  19. Every event carries the metadata of its context, behind what it says itself;
 //     what no event may carry is refused before anything is written
 //     (TestMetadataOfTheContext, TestBadMetadataOfTheContext).
+//  20. Dispatch calls every handler of the event's Go type, in the order of
+//     subscription, whatever the others do, with an id and a time of its own, and
+//     allocates nothing (TestDispatch, TestDispatchErrorsAndPanics,
+//     TestDispatchManyTypes, TestDispatchAllocatesNothing, TestLocalWiring,
+//     TestLocalMiddlewares).
 //
 // # Not promised
 //

@@ -14,6 +14,7 @@ import (
 
 // HandlerError is what one handler returned, or panicked with, for one event.
 type HandlerError struct {
+	Kind        Kind
 	Handler     string // package.Function
 	EventType   string
 	EventID     uuid.UUID
@@ -22,11 +23,7 @@ type HandlerError struct {
 }
 
 func (e *HandlerError) Error() string {
-	when := "in-tx"
-	if e.AfterCommit {
-		when = "after-commit"
-	}
-	return fmt.Sprintf("%s handler %s of %s %s: %v", when, e.Handler, e.EventType, e.EventID, e.Err)
+	return fmt.Sprintf("%s handler %s of %s %s: %v", e.Kind, e.Handler, e.EventType, e.EventID, e.Err)
 }
 
 // Unwrap gives what the handler returned.
@@ -97,7 +94,7 @@ func (b *EventBus) handleInTx(ctx context.Context, tx pgx.Tx, s *scope, o *occur
 		if err == nil {
 			continue
 		}
-		faults = append(faults, &HandlerError{Handler: name, EventType: e.EventType, EventID: e.EventID, Err: err})
+		faults = append(faults, &HandlerError{Kind: KindInTx, Handler: name, EventType: e.EventType, EventID: e.EventID, Err: err})
 		if aborted || ctx.Err() != nil {
 			break // every further statement would fail for this reason alone
 		}

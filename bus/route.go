@@ -89,14 +89,39 @@ func (b *EventBus) add(s *Subscription, call Next) (err error) {
 	b.subscribing.Lock()
 	defer b.subscribing.Unlock()
 	old := b.subscribed.Load().all
-	for _, other := range old {
+	if err := checkSameType(old, s); err != nil {
+		return err
+	}
+	b.subscribed.Store(newTable(append(slices.Clip(old), s)))
+	return nil
+}
+
+func (b *EventBus) remove(s *Subscription) {
+	b.subscribing.Lock()
+	defer b.subscribing.Unlock()
+	if all, ok := without(b.subscribed.Load().all, s); ok {
+		b.subscribed.Store(newTable(all))
+	}
+}
+
+// checkSameType refuses s if its wire name stands for another Go type among all.
+func checkSameType(all []*Subscription, s *Subscription) error {
+	for _, other := range all {
 		if s.pattern == nil && other.pattern == nil && other.wireName() == s.wireName() && other.goType != s.goType {
 			return fmt.Errorf("%s is already the Go type %s here, and two Go types may not share a wire name and version: subscribe with %[2]s, or give this type its own EventType or SchemaVersion",
 				s.wireName(), other.info.GoType)
 		}
 	}
-	b.subscribed.Store(newTable(append(slices.Clip(old), s)))
 	return nil
+}
+
+// without is a copy of all that lacks s.
+func without(all []*Subscription, s *Subscription) (left []*Subscription, ok bool) {
+	i := slices.Index(all, s)
+	if i < 0 {
+		return all, false
+	}
+	return slices.Delete(slices.Clone(all), i, i+1), true
 }
 
 // occurrence is one event on its way to its handlers, as they were when it was

@@ -3,7 +3,6 @@ package bus
 import (
 	"fmt"
 	"reflect"
-	"slices"
 
 	"github.com/postbus/postbus/events"
 )
@@ -16,15 +15,19 @@ const (
 	KindInTx Kind = iota + 1
 	// KindAfterCommit is a handler of SubscribeAfterCommit or SubscribeAfterCommitTo.
 	KindAfterCommit
+	// KindLocal is a handler of Subscribe, on a Local.
+	KindLocal
 )
 
-// String is the kind as errors and logs show it: "in-tx", "after-commit".
+// String is the kind as errors and logs show it: "in-tx", "after-commit", "local".
 func (k Kind) String() string {
 	switch k {
 	case KindInTx:
 		return "in-tx"
 	case KindAfterCommit:
 		return "after-commit"
+	case KindLocal:
+		return "local"
 	}
 	return fmt.Sprintf("kind %d", uint8(k))
 }
@@ -50,12 +53,14 @@ func (i SubscriptionInfo) String() string {
 // wants the handler to stay for the life of the bus need not keep it. It is safe
 // for use by several goroutines.
 type Subscription struct {
-	bus     *EventBus
+	bus     *EventBus // or
+	local   *Local
 	info    SubscriptionInfo
-	pattern *pattern     // nil for a typed handler
-	goType  reflect.Type // nil for a pattern
-	open    opener       // nil for a pattern
-	call    Next         // the handler, with the middlewares around it
+	extend  func(route any) any // makes of T's *localRoute, or nil, one with the handler
+	pattern *pattern            // nil for a typed handler
+	goType  reflect.Type        // nil for a pattern
+	open    opener              // nil for a pattern
+	call    Next                // the handler, with the middlewares around it
 }
 
 // opener makes the *events.Event[T] that typed handlers get, out of an envelope
@@ -68,8 +73,8 @@ func (s *Subscription) Info() SubscriptionInfo { return s.info }
 
 // Cancel ends the subscription: a Publish that begins after Cancel has returned
 // does not reach the handler. One that has begun before may still call it, also
-// after Cancel has returned: an in-tx handler until that Publish returns, an
-// after-commit handler once that Publish's transaction is committed, however
+// after Cancel has returned: an in-tx handler until that Publish returns (a local
+// one until that Dispatch does), an after-commit handler once that Publish's transaction is committed, however
 // much later that is. Cancel waits for neither, so that a handler may cancel any
 // subscription, its own too.
 //
@@ -78,15 +83,12 @@ func (s *Subscription) Info() SubscriptionInfo { return s.info }
 //
 // Cancelling again, or a nil Subscription, does nothing.
 func (s *Subscription) Cancel() {
-	if s == nil || s.bus == nil {
-		return
-	}
-	b := s.bus
-	b.subscribing.Lock()
-	defer b.subscribing.Unlock()
-	old := b.subscribed.Load().all
-	if i := slices.Index(old, s); i >= 0 {
-		b.subscribed.Store(newTable(slices.Delete(slices.Clone(old), i, i+1)))
+	switch {
+	case s == nil:
+	case s.bus != nil:
+		s.bus.remove(s)
+	case s.local != nil:
+		s.local.remove(s)
 	}
 }
 
@@ -96,7 +98,10 @@ func (b *EventBus) Subscriptions() []SubscriptionInfo {
 	if b == nil || b.log == nil {
 		return nil
 	}
-	all := b.subscribed.Load().all
+	return infosOf(b.subscribed.Load().all)
+}
+
+func infosOf(all []*Subscription) []SubscriptionInfo {
 	infos := make([]SubscriptionInfo, len(all))
 	for i, s := range all {
 		infos[i] = s.info
