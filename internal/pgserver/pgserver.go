@@ -21,7 +21,7 @@ import (
 // User and Database exist on every server: a superuser that loopback trusts,
 // and its database.
 const (
-	User     = "postbus"
+	User     = "dev" // not "postbus": a role named like the schema finds our tables before its own
 	Database = "postbus"
 )
 
