@@ -26,7 +26,7 @@ const contentType = "application/json"
 // refusal leaves tx as it was; an error of the database aborts tx as any failed
 // statement does. The order of one key's events over several transactions is
 // the order of those transactions if each takes the key's row lock before it
-// appends.
+// appends, or if LogConfig.LockKeys has Append take a lock itself.
 //
 // tx may be a pgx transaction of any kind, direct or through PgBouncer.
 func (l *Log) Append(ctx context.Context, tx pgx.Tx, evs ...events.DomainEvent) error {
@@ -59,6 +59,9 @@ func (l *Log) appendOne(ctx context.Context, tx pgx.Tx, e *events.DomainEvent) e
 	r, err := l.route(e)
 	if err != nil {
 		return err
+	}
+	if err := l.lockKeys(ctx, tx, *e); err != nil {
+		return l.failed(evError(e), 1, err)
 	}
 	_, err = tx.Exec(ctx, l.insert, r.slot, int32(e.SchemaVersion), pgtype.UUID{Bytes: e.EventID, Valid: true}, r.topic, e.EventType, r.key, contentType, r.headers, document)
 	if err != nil {

@@ -37,6 +37,9 @@ func (l *Log) appendMany(ctx context.Context, tx pgx.Tx, evs []events.DomainEven
 	}
 	b = append(b, copyTrailer...)
 	*buf = b
+	if err := l.lockKeys(ctx, tx, evs...); err != nil {
+		return l.failed(evError(&evs[0]), len(evs), err)
+	}
 	if _, err := tx.Conn().PgConn().CopyFrom(ctx, bytes.NewReader(b), l.copyIn); err != nil {
 		return l.failed(evError(&evs[0]), len(evs), err)
 	}

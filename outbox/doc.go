@@ -23,8 +23,9 @@
 // The files in the order in which an event passes through them.
 //
 // Into the log: log.go (what a log is, topics, slots), append.go (check, encode once,
-// one INSERT), copy.go (many events as one COPY), wake.go (the relay of this process
-// is told of a commit, or given a hint). The table, with the reason for the order of its columns, is in
+// one INSERT), copy.go (many events as one COPY), keylock.go (order without a row lock,
+// by option), wake.go (the relay of this process is told of a commit, or given a hint).
+// The table, with the reason for the order of its columns, is in
 // migrations/sql/0001_outbox.sql.
 //
 // A relay begins: config.go, relay.go (Run: stand by, work, start over), source.go
@@ -105,14 +106,20 @@
 //  13. A relay is told of a commit made through this process, and looks at once; of an
 //     append whose commit nobody reports it is given a hint, and looks soon and then
 //     ever more rarely (TestHintIsLookedForSoon).
-//  14. All of this holds on PostgreSQL 15 and 18, and through PgBouncer in transaction
+//  14. Under LogConfig.LockKeys the order of a key's events is that of the transactions
+//     that append them, without any other lock; appends that cross do not deadlock, and
+//     a transaction holds at most KeyLocks locks (TestKeyLockOrdersWritersWithoutARowLock,
+//     TestKeyLockWaitsForItsKeyOnly, TestKeyLockOfCrossingAppends, TestKeyLocksAreBounded,
+//     TestKeyLockInEveryExecMode).
+//  15. All of this holds on PostgreSQL 15 and 18, and through PgBouncer in transaction
 //     mode (TestOrderWhileRelaysAreKilledAndFrozen, TestAppendOneAndMany,
 //     TestEveryExecMode).
 //
 // # Not promised
 //
 // Order without a lock: the transactions of one key are ordered if each takes the row
-// lock, or does the version check, of its aggregate before it appends.
+// lock, or does the version check, of its aggregate before it appends, or if
+// LogConfig.LockKeys is set.
 //
 // Order across topics, and order of repeats: what is in order are first deliveries. A
 // repeat may send a run of older events again.

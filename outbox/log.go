@@ -25,6 +25,15 @@ type LogConfig struct {
 	Topic func(eventType string) string
 	// MaxDocumentBytes bounds one encoded event. Defaults to events.MaxDocumentBytes (256 KiB).
 	MaxDocumentBytes int
+	// LockKeys has every append first take a lock on the keys of its events, until the
+	// end of its transaction, for applications whose transactions of one key take no
+	// row lock in common before they publish: the events of a key are then in the
+	// order of those transactions all the same. It costs a round trip for each append,
+	// and two keys may share one of the KeyLocks locks, so that transactions wait that
+	// need not. One append never deadlocks with another; two transactions that append
+	// twice, in opposite orders, may (40P01, see bus.RetryConflicts). Every program
+	// that writes to the log must set it. Defaults to false: no lock.
+	LockKeys bool
 }
 
 // Log is the outbox: an append-only table. It is safe for use by several
@@ -35,6 +44,8 @@ type Log struct {
 	maxBytes int
 	insert   string // one row
 	copyIn   string // many rows
+
+	locksKeys bool
 }
 
 // NewLog checks the config; it does not touch the database.
@@ -65,6 +76,8 @@ func NewLog(cfg LogConfig) (*Log, error) {
 		maxBytes: cfg.MaxDocumentBytes,
 		insert:   `INSERT INTO ` + table + ` (` + appendColumns + `) VALUES ($1, $2, $3, $4, $5, $6, $7, $8, $9)`,
 		copyIn:   `COPY ` + table + ` (` + appendColumns + `) FROM STDIN BINARY`,
+
+		locksKeys: cfg.LockKeys,
 	}, nil
 }
 
