@@ -152,6 +152,59 @@ func ExampleFollow() {
 	// <nil>
 }
 
+// Typed events within the process, without a database.
+func ExampleDispatch() {
+	local, err := bus.NewLocal(bus.LocalConfig{})
+	if err != nil {
+		log.Panic(err)
+	}
+	mail := bus.Subscribe(local, func(_ context.Context, e events.Event[OrderPlaced]) error {
+		fmt.Println("mail about", e.Data.OrderID)
+		return nil
+	})
+	fmt.Println(bus.Dispatch(context.Background(), local, OrderPlaced{OrderID: "o-1"}))
+	mail.Cancel()
+	fmt.Println(bus.Dispatch(context.Background(), local, OrderPlaced{OrderID: "o-2"}))
+	// Output:
+	// mail about o-1
+	// <nil>
+	// <nil>
+}
+
+// An auditor hears of every event, in the transaction; a middleware and the
+// metadata of the context concern all handlers and all events.
+func ExampleSubscribeInTxTo() {
+	type tenantKey struct{}
+	pool, eventBus, done := openWith(bus.Config{
+		Metadata: func(ctx context.Context) map[string]string {
+			tenant, _ := ctx.Value(tenantKey{}).(string)
+			return map[string]string{"tenant": tenant}
+		},
+		Middlewares: []bus.Middleware{func(next bus.Next) bus.Next {
+			return func(ctx context.Context, d *bus.Delivery) error {
+				err := next(ctx, d)
+				fmt.Println(d.Kind, "handler of", d.Event.EventType, "returned", err)
+				return err
+			}
+		}},
+	})
+	defer done()
+	bus.SubscribeInTxTo(eventBus, "order.*", func(_ context.Context, tx pgx.Tx, e events.DomainEvent) error {
+		fmt.Printf("%s of %s: %s\n", e.EventType, e.Metadata["tenant"], e.Data) // or written through tx
+		return nil
+	})
+
+	ctx := context.WithValue(context.Background(), tenantKey{}, "acme")
+	err := bus.InTx(ctx, pool, func(ctx context.Context, tx pgx.Tx) error {
+		return eventBus.Publish(ctx, tx, OrderPlaced{OrderID: "o-1", TotalCents: 4200}, StockReserved{OrderID: "o-1"})
+	})
+	fmt.Println(err)
+	// Output:
+	// order.placed of acme: {"order_id":"o-1","total_cents":4200}
+	// in-tx handler of order.placed returned <nil>
+	// <nil>
+}
+
 // The errors that a caller may want to tell apart.
 func ExampleInTx_errors() {
 	pool, eventBus, done := open()
@@ -182,6 +235,10 @@ func ExampleInTx_errors() {
 // open connects to the test's server, where an application would use
 // pgxpool.New, in a schema that done drops.
 func open() (pool *pgxpool.Pool, eventBus *bus.EventBus, done func()) {
+	return openWith(bus.Config{})
+}
+
+func openWith(cfg bus.Config) (pool *pgxpool.Pool, eventBus *bus.EventBus, done func()) {
 	t := &exampleT{}
 	schema := testkit.Schema(t)
 	pool = testkit.Postgres(t, testkit.PG15)
@@ -192,7 +249,7 @@ func open() (pool *pgxpool.Pool, eventBus *bus.EventBus, done func()) {
 	if err != nil {
 		log.Panic(err)
 	}
-	eventBus, err = bus.New(outboxLog, bus.Config{})
+	eventBus, err = bus.New(outboxLog, cfg)
 	if err != nil {
 		log.Panic(err)
 	}

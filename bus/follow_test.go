@@ -161,7 +161,7 @@ func TestFollowRefuses(t *testing.T) {
 		_, err := Follow(ctx, tx)
 		return err
 	}
-	says(t, follow(nil, raw), errFollowNoCtx) //lint:ignore SA1012 that is the test
+	says(t, follow(nil, raw), errFollowNoCtx)
 	says(t, follow(ctx, nil), errFollowNothing)
 	says(t, follow(ctx, (*wrapped)(nil)), errFollowNothing)
 	says(t, follow(ctx, inner), errFollowInner)

@@ -86,4 +86,6 @@ func TestBrokenMiddlewares(t *testing.T) {
 	says(t, err, ErrInvalidConfig, "Config.Middlewares[0] is nil", "MaxDepth")
 	b := offline(t, Config{Middlewares: []Middleware{func(Next) Next { return nil }}})
 	says(t, wire[orderPlaced](b), ErrWiring, "Config.Middlewares[0] returned nil")
+	defer func() { says(t, recover().(error), ErrWiring, `the pattern "*"`, "Config.Middlewares[0] returned nil") }()
+	SubscribeInTxTo(b, "*", func(context.Context, pgx.Tx, events.DomainEvent) error { return nil })
 }
