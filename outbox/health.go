@@ -111,6 +111,13 @@ func (h *health) accepts(t time.Time) bool {
 	return !h.down && h.lastDone.After(t)
 }
 
+// isDown tells whether there is an outage.
+func (h *health) isDown() bool {
+	h.mu.Lock()
+	defer h.mu.Unlock()
+	return h.down
+}
+
 // verdict: how many keys fail, and whether the publisher itself has said that the
 // broker is away.
 func (h *health) verdict() (failing int, unavailable bool) {

@@ -22,6 +22,10 @@ type lane struct {
 	inUse map[laneKey]struct{} // keys of the call being put together, if each may appear once only
 	batch []*item
 	msgs  []*Message
+
+	highest  int64 // log id of what was taken from fifo last, of all rounds
+	draining bool  // what lies above upTo is left to the next holder, and what fails
+	upTo     int64
 }
 
 func newLane(t *tenure) *lane {
@@ -108,8 +112,11 @@ func (l *lane) wake() {
 func (l *lane) run(ctx context.Context) {
 	l.caller = l.t.sender.newCaller()
 	defer func() { l.caller.close() }()
-	for ctx.Err() == nil && !l.t.draining() {
-		wait := l.once(ctx)
+	for ctx.Err() == nil {
+		wait, over := l.once(ctx)
+		if over {
+			return
+		}
 		if wait <= 0 {
 			continue
 		}
@@ -126,24 +133,31 @@ func (l *lane) run(ctx context.Context) {
 // idle is how long a lane with nothing to do sleeps if nobody wakes it.
 const idle = time.Minute
 
-// once makes at most one call; it gives how long to wait before the next.
-func (l *lane) once(ctx context.Context) time.Duration {
+// once makes at most one call; it gives how long to wait before the next, or that
+// there is none to come: all is sent that a draining lane has to.
+func (l *lane) once(ctx context.Context) (wait time.Duration, over bool) {
 	// The lease is looked at immediately before each call: a paused process that
 	// wakes up behind its end sends nothing but what was already on its way.
 	within := min(l.t.cfg.PublishTimeout, l.t.lease.left()-l.t.margin)
 	if within <= 0 {
-		return 10 * time.Millisecond
+		return 10 * time.Millisecond, false
 	}
 	now := time.Now()
 	l.mu.Lock()
+	over = l.draining
 	if wait := l.nothingUntil(now); wait > 0 {
 		l.mu.Unlock()
-		return wait
+		return wait, over
 	}
 	adm := l.t.health.admit(now)
 	if adm.wait > 0 {
 		l.mu.Unlock()
-		return adm.wait
+		return adm.wait, over
+	}
+	if over && adm.probe {
+		l.mu.Unlock()
+		l.t.health.unused()
+		return 0, true // the broker is down: the next holder finds out when it is back
 	}
 	batch := l.collect(now, adm)
 	l.mu.Unlock()
@@ -151,19 +165,24 @@ func (l *lane) once(ctx context.Context) time.Duration {
 		if adm.probe {
 			l.t.health.unused()
 		}
-		return time.Millisecond
+		return time.Millisecond, false
 	}
-	return l.publish(ctx, within, batch, adm.probe)
+	return l.publish(ctx, within, batch, adm.probe), false
 }
 
 func (l *lane) nothingUntil(now time.Time) time.Duration {
-	if len(l.fifo) > 0 {
+	if len(l.fifo) > 0 && l.mayGo(l.fifo[0]) {
 		return 0
 	}
 	if len(l.due) == 0 {
 		return idle
 	}
 	return l.due[0].due.Sub(now)
+}
+
+// mayGo: a draining lane sends no more than it must.
+func (l *lane) mayGo(it *item) bool {
+	return !l.draining || it.LogID <= l.upTo && it.retry == nil && !it.parked
 }
 
 // collect chooses the next call's events: first of keys that are due, then of
@@ -182,6 +201,10 @@ func (l *lane) collect(now time.Time, adm admission) []*item {
 	i := 0
 	for ; i < len(l.fifo) && len(l.batch) < n && bytes > 0; i++ {
 		it := l.fifo[i]
+		if !l.mayGo(it) {
+			break
+		}
+		l.highest = max(l.highest, it.LogID)
 		if len(l.keys) > 0 {
 			if q := l.keys[keyOf(it)]; q != nil {
 				it.state.Store(stHeld)
@@ -218,8 +241,8 @@ func (l *lane) collectDue(now time.Time, n int, bytes *int) {
 		l.due.schedule(q) // out of the heap
 		took, again := 0, 10*time.Millisecond
 		for _, it := range q.items {
-			if it.giveUp {
-				break // another one that a person must decide on
+			if it.giveUp || !l.mayGo(it) {
+				break // a person must decide on it, or the next holder goes on
 			}
 			if l.t.sender.crowded() && it.hangs() {
 				again = 100 * time.Millisecond
@@ -238,6 +261,7 @@ func (l *lane) collectDue(now time.Time, n int, bytes *int) {
 		}
 		if took == 0 {
 			q.busy, q.due = false, now.Add(again)
+			q.stopped = q.stopped || l.draining
 			l.due.schedule(q)
 			continue
 		}

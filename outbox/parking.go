@@ -20,14 +20,15 @@ const triesBeforeParking = 3
 // toPark chooses the events to put aside: when failing ones are about to fill the
 // window, or are all that is left of a round. A run from the front of the window
 // up to the first event that is on its way is taken, settled ones included; upTo
-// is its length. The chosen belong to the caller.
-func (t *tenure) toPark(items []*item, bytes int, ended bool) (chosen []*item, upTo int) {
+// is its length. The chosen belong to the caller. At a hand-over all of items goes,
+// if the broker is not down: events behind the failing ones were sent.
+func (t *tenure) toPark(items []*item, bytes int, ended, handover bool) (chosen []*item, upTo int) {
 	failing, unavailable := t.health.verdict()
-	if unavailable {
+	if unavailable || handover && t.health.isDown() {
 		return nil, 0 // the broker is away: nothing is parked
 	}
 	crammed := t.window.crammed()
-	full := crammed || len(items) >= t.cfg.Window/2 || bytes >= t.cfg.WindowBytes/2
+	full := crammed || handover || len(items) >= t.cfg.Window/2 || bytes >= t.cfg.WindowBytes/2
 	if !full && !ended {
 		return nil, 0
 	}
@@ -50,7 +51,7 @@ func (t *tenure) toPark(items []*item, bytes int, ended bool) (chosen []*item, u
 	for j, it := range chosen {
 		k := keyOf(it)
 		waits := it.retry == nil && (blocked[k] || t.parkedKeys[k] > 0)
-		if waits || it.giveUp || it.retry != nil && (t.health.accepts(it.failedAt) || alone && (it.tries >= triesBeforeParking || it.hangs())) {
+		if waits || it.giveUp || it.retry != nil && (handover || t.health.accepts(it.failedAt) || alone && (it.tries >= triesBeforeParking || it.hangs())) {
 			blocked[k] = true
 			continue
 		}

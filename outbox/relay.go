@@ -83,6 +83,7 @@ func (r *Relay) Run(ctx context.Context) error {
 
 	pace := backoff.NewExponentialBackOff()
 	pace.InitialInterval, pace.MaxInterval = 50*time.Millisecond, 5*time.Second
+	var pause time.Duration
 	for ctx.Err() == nil {
 		began := time.Now()
 		err := s.once(ctx)
@@ -96,10 +97,11 @@ func (r *Relay) Run(ctx context.Context) error {
 		case err != nil:
 			r.cfg.Logger.Warn("starting over from the stored position", "relay", r.cfg.Name, "error", err)
 		}
-		if time.Since(began) > time.Minute {
-			pace.Reset()
+		if time.Since(began) > 2*pause {
+			pace.Reset() // it worked for a while: another trouble
 		}
-		sleep(ctx, pace.NextBackOff())
+		pause = pace.NextBackOff()
+		sleep(ctx, pause)
 	}
 	return nil
 }
@@ -206,7 +208,6 @@ func (s *shift) newTenure(l *lease, source string) *tenure {
 		margin:    cfg.Lease / 10,
 		progressC: make(chan struct{}, 1),
 		wakeC:     s.wakeC,
-		drainC:    make(chan struct{}),
 		readErrC:  make(chan error, 1),
 	}
 	t.sentRound, t.sentBefore = s.sentRound, s.sent

@@ -30,7 +30,7 @@ func (t *tenure) settle(hard context.Context) (acted bool, wait time.Duration, e
 		return true, 0, t.link(hard, items, done)
 	}
 	if t.active && t.settled < len(items) {
-		if parked, upTo := t.toPark(items, bytes, ended); len(parked) > 0 {
+		if parked, upTo := t.toPark(items, bytes, ended, false); len(parked) > 0 {
 			done, _ = t.pending() // again: more may have been found settled
 			return true, 0, t.park(hard, items, upTo, parked, done)
 		}
@@ -47,19 +47,6 @@ func (t *tenure) settle(hard context.Context) (acted bool, wait time.Duration, e
 		return false, time.Second, nil // held ones: evidence may have come meanwhile
 	}
 	return false, idle, nil
-}
-
-// flush is the last link before a hand-over. acted is false if there was nothing to write.
-func (t *tenure) flush(hard context.Context) (acted bool, err error) {
-	items, _, _ := t.window.view()
-	for t.settled < len(items) && items[t.settled].state.Load() == stSettled {
-		t.settled++
-	}
-	done, _ := t.pending()
-	if t.settled == 0 && len(done) == 0 {
-		return false, nil
-	}
-	return true, t.link(hard, items, done)
 }
 
 // link writes that the first t.settled events of the window are settled.

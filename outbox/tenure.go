@@ -34,10 +34,12 @@ type tenure struct {
 
 	progressC chan struct{} // one signal at most: something was settled
 	wakeC     <-chan struct{}
-	drainC    chan struct{}
 	readErrC  chan error
 
 	loading sync.Mutex // one read of payloads at a time
+
+	dispatching sync.Mutex
+	closing     bool // nothing more goes to the lanes
 
 	mu          sync.Mutex
 	completions []completion // of parked events, not yet written
@@ -59,15 +61,6 @@ func (t *tenure) progress() {
 	select {
 	case t.progressC <- struct{}{}:
 	default:
-	}
-}
-
-func (t *tenure) draining() bool {
-	select {
-	case <-t.drainC:
-		return true
-	default:
-		return false
 	}
 }
 
@@ -238,6 +231,11 @@ func (t *tenure) dispatch(ctx context.Context, items []*item) error {
 		if err != nil {
 			return err
 		}
+		t.dispatching.Lock()
+		if t.closing {
+			t.dispatching.Unlock()
+			return context.Canceled
+		}
 		for _, it := range items[:n] {
 			if _, sent := t.sentBefore[it.LogID]; sent {
 				it.state.Store(stSettled)
@@ -252,31 +250,8 @@ func (t *tenure) dispatch(ctx context.Context, items []*item) error {
 				perLane[l] = of[:0]
 			}
 		}
+		t.dispatching.Unlock()
 		items = items[n:]
 	}
 	return nil
-}
-
-// drain lets the calls under way come back, notes what they did, and leaves the
-// rest to the next holder.
-func (t *tenure) drain(hard context.Context, running *sync.WaitGroup) error {
-	if t.stopReading != nil {
-		t.stopReading()
-	}
-	close(t.drainC)
-	t.wakeLanes()
-	back := make(chan struct{})
-	go func() { running.Wait(); close(back) }()
-	limit := time.NewTimer(t.cfg.DrainTimeout)
-	defer limit.Stop()
-	select {
-	case <-back:
-	case <-limit.C:
-		t.log.Warn("calls to the publisher outlast the drain limit: their events may be published again", "relay", t.cfg.Name, "limit", t.cfg.DrainTimeout)
-	case <-hard.Done():
-		return context.Cause(hard)
-	}
-	_, err := t.flush(hard)
-	hit(fpBeforeHandover)
-	return err
 }
