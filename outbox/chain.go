@@ -19,7 +19,9 @@ var allSlots = slotRange{0, Slots - 1}
 // row per step, each built on the one before. Writing link n+1 takes having seen
 // link n, so nobody writes on top of what they have not seen: not a former holder
 // that wakes up, and not the holder itself after a commit whose reply was lost,
-// because the insert of the same link waits for that transaction to end.
+// because the insert of the same link waits for that transaction to end. Link n
+// must also be the very one that was seen: of the same holder, not another of the
+// same number written after a crash of the server lost the first.
 //
 // It is used by one goroutine. After any error it must be loaded again.
 type chain struct {
@@ -55,6 +57,11 @@ const (
 
 func newChain(db *database, relay string, slots slotRange, holder uuid.UUID) *chain {
 	link, seq := db.table("relay_link"), quoteLiteral(db.table("outbox_id"))
+	// The number of the next link is NULL, which the column refuses, unless the link
+	// it is built on is there, of the holder it was read from: a crash of the server
+	// loses links that were not durable, and their numbers are then used again.
+	next := `CASE WHEN $4::bigint = 1 THEN 1 ELSE (SELECT n + 1 FROM ` + link + `
+		WHERE relay = $1 AND slot_from = $2 AND slot_to = $3 AND n = $4::bigint - 1 AND holder = $8::uuid) END`
 	return &chain{
 		db: db, relay: relay, slots: slots, holder: holder,
 
@@ -62,21 +69,21 @@ func newChain(db *database, relay string, slots slotRange, holder uuid.UUID) *ch
 		// its lock and may see up to 32 too much, which loses rows. NULL: never called.
 		lastIDSQL: `SELECT coalesce(pg_sequence_last_value(` + seq + `::regclass), 0)`,
 
-		insertSQL: `INSERT INTO ` + link + ` (relay, slot_from, slot_to, n, holder, round, last_id) VALUES ($1, $2, $3, $4, $5::uuid, $6, $7)`,
+		insertSQL: `INSERT INTO ` + link + ` (relay, slot_from, slot_to, n, holder, round, last_id) VALUES ($1, $2, $3, ` + next + `, $5::uuid, $6, $7)`,
 
 		// T and U in one statement, whose snapshot precedes the function's read.
 		startSQL: `INSERT INTO ` + link + ` (relay, slot_from, slot_to, n, holder, round, last_id,
 				prev_snapshot, prev_id, snapshot, seen_id, upper_id, system_identifier, timeline)
-			SELECT $1, $2, $3, $4, $5::uuid, $4, CASE WHEN $6 THEN u ELSE 0 END,
-				$7::text::pg_snapshot, $8, t, $9, u, sys, line
+			SELECT $1, $2, $3, ` + next + `, $5::uuid, $4::bigint, CASE WHEN $6 THEN u ELSE 0 END,
+				$7::text::pg_snapshot, $9, t, $10, u, sys, line
 			FROM (SELECT pg_current_snapshot() AS t, coalesce(pg_sequence_last_value(` + seq + `::regclass), 0) AS u,
 				(SELECT system_identifier FROM pg_control_system()) AS sys,
 				substr(pg_walfile_name(pg_current_wal_lsn()), 1, 8) AS line) AS now
 			RETURNING snapshot::text, upper_id`,
 
 		// The latest link, and the one that started its round.
-		loadSQL: `SELECT a.n, a.last_id, b.n, b.prev_snapshot::text, b.prev_id, b.snapshot::text, b.seen_id, b.upper_id
-			FROM (SELECT n, last_id, round FROM ` + link + ` WHERE relay = $1 AND slot_from = $2 AND slot_to = $3 ORDER BY n DESC LIMIT 1) AS a
+		loadSQL: `SELECT a.n, a.holder::text, a.last_id, b.n, b.prev_snapshot::text, b.prev_id, b.snapshot::text, b.seen_id, b.upper_id
+			FROM (SELECT n, holder, last_id, round FROM ` + link + ` WHERE relay = $1 AND slot_from = $2 AND slot_to = $3 ORDER BY n DESC LIMIT 1) AS a
 			JOIN ` + link + ` AS b ON b.relay = $1 AND b.slot_from = $2 AND b.slot_to = $3 AND b.n = a.round`,
 
 		pruneSQL: `DELETE FROM ` + link + ` WHERE relay = $1 AND slot_from = $2 AND slot_to = $3 AND n >= $4 AND n < $5`,
@@ -88,16 +95,19 @@ func (c *chain) load(ctx context.Context) (found bool, err error) {
 	ctx, cancel := context.WithTimeout(ctx, c.db.timeout)
 	defer cancel()
 	c.isFresh = false
-	var prev, snap string
+	var prev, snap, holder string
 	p := position{}
 	err = c.db.pool.QueryRow(ctx, c.loadSQL, c.relay, c.slots.from, c.slots.to).
-		Scan(&p.n, &p.lastID, &p.round.n, &prev, &p.round.prevID, &snap, &p.round.seenID, &p.round.upper)
+		Scan(&p.n, &holder, &p.lastID, &p.round.n, &prev, &p.round.prevID, &snap, &p.round.seenID, &p.round.upper)
 	switch {
 	case errors.Is(err, pgx.ErrNoRows):
 		c.pos = position{round: firstRound()}
 		return false, nil
 	case err != nil:
 		return false, fmt.Errorf("load the position of relay %q: %w", c.relay, explain(c.db.schema, err))
+	}
+	if p.holder, err = uuid.Parse(holder); err != nil {
+		return false, fmt.Errorf("load the position of relay %q: %w", c.relay, err)
 	}
 	if p.round.prev, err = parseSnapshot(prev); err != nil {
 		return false, fmt.Errorf("load the position of relay %q: %w", c.relay, err)
@@ -124,7 +134,7 @@ func (c *chain) create(ctx context.Context, from StartAt) error {
 	if err := c.write(ctx, true, c.firstLink()); err != nil {
 		return err
 	}
-	c.pos.n = 1
+	c.pos.n, c.pos.holder = 1, c.holder
 	return nil
 }
 
@@ -150,7 +160,7 @@ func (c *chain) advance(ctx context.Context, lastID int64, durable bool, also ..
 	if err := c.write(ctx, durable, append(also, c.link(lastID))...); err != nil {
 		return err
 	}
-	c.pos.n++
+	c.pos.n, c.pos.holder = c.pos.n+1, c.holder
 	c.pos.lastID = lastID
 	return nil
 }
@@ -163,7 +173,7 @@ func (c *chain) finish(ctx context.Context, also ...statement) error {
 	if err := c.write(ctx, true, append(steps, c.link(c.pos.round.upper))...); err != nil {
 		return err
 	}
-	c.pos.n++
+	c.pos.n, c.pos.holder = c.pos.n+1, c.holder
 	c.pos.lastID = c.pos.round.upper
 	c.fresh, c.isFresh = seen, true
 	return nil
@@ -189,7 +199,7 @@ func (c *chain) refresh(ctx context.Context) error {
 	if err := c.write(ctx, true, c.readLastID(&seen), c.link(c.pos.lastID)); err != nil {
 		return err
 	}
-	c.pos.n++
+	c.pos.n, c.pos.holder = c.pos.n+1, c.holder
 	c.fresh, c.isFresh = seen, true
 	return nil
 }
@@ -200,7 +210,7 @@ func (c *chain) begin(ctx context.Context, seen int64, finished bool) error {
 	next := round{n: p.n + 1, prev: p.round.snap, prevID: p.round.seenID, seenID: seen}
 	var snap string
 	err := c.write(ctx, true, statement{sql: c.startSQL,
-		args: []any{c.relay, c.slots.from, c.slots.to, next.n, c.holder.String(), finished, next.prev.text, next.prevID, next.seenID},
+		args: []any{c.relay, c.slots.from, c.slots.to, next.n, c.holder.String(), finished, next.prev.text, p.holder.String(), next.prevID, next.seenID},
 		scan: func(row pgx.Row) error { return row.Scan(&snap, &next.upper) }})
 	if err != nil {
 		return err
@@ -209,7 +219,7 @@ func (c *chain) begin(ctx context.Context, seen int64, finished bool) error {
 		return err
 	}
 	c.isFresh = false
-	c.pos = position{n: next.n, round: next}
+	c.pos = position{n: next.n, holder: c.holder, round: next}
 	if finished {
 		c.pos.lastID = next.upper
 	}
@@ -218,7 +228,7 @@ func (c *chain) begin(ctx context.Context, seen int64, finished bool) error {
 
 func (c *chain) link(lastID int64) statement {
 	return statement{sql: c.insertSQL, rows: 1,
-		args: []any{c.relay, c.slots.from, c.slots.to, c.pos.n + 1, c.holder.String(), c.pos.round.n, lastID}}
+		args: []any{c.relay, c.slots.from, c.slots.to, c.pos.n + 1, c.holder.String(), c.pos.round.n, lastID, c.pos.holder.String()}}
 }
 
 func (c *chain) readLastID(into *int64) statement {
@@ -232,7 +242,8 @@ func (c *chain) write(ctx context.Context, durable bool, steps ...statement) err
 		c.isFresh = false
 	}
 	var pg *pgconn.PgError
-	if errors.As(err, &pg) && pg.Code == codeUniqueViolation && pg.ConstraintName == "relay_link_pkey" {
+	if errors.As(err, &pg) && pg.TableName == "relay_link" &&
+		(pg.Code == codeUniqueViolation && pg.ConstraintName == "relay_link_pkey" || pg.Code == codeNotNull && pg.ColumnName == "n") {
 		return fmt.Errorf("link %d of relay %q: %w: %w", c.pos.n+1, c.relay, errFenced, err)
 	}
 	if err != nil {

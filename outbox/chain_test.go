@@ -435,3 +435,45 @@ func TestOldLinksArePruned(t *testing.T) {
 		t.Errorf("another relay of the log delivered %d events, want 16", got)
 	}
 }
+
+// A crash of the server loses links that were not durable, and a successor uses
+// their numbers again. A former holder that was frozen meanwhile then finds the
+// number it writes free, and still nothing of its own to build on.
+func TestLinkStandsOnTheOneThatWasSeen(t *testing.T) {
+	t.Parallel()
+	eachPostgres(t, func(t *testing.T, f *fixture, _ testkit.Server) {
+		f.add("k", 1, 10)
+		old := f.stepped("test")
+		if err := old.t.startRound(t.Context(), 0); err != nil {
+			t.Fatal(err)
+		}
+		c, ctx := old.t.chain, t.Context()
+		for id := range int64(3) {
+			if err := c.advance(ctx, id+1, false); err != nil {
+				t.Fatal(err)
+			}
+		}
+		f.exec(`DELETE FROM `+f.table("relay_link")+` WHERE n > $1`, c.pos.n-2) // as the crash does
+		for range 3 {
+			f.stepped("test") // each takes over, and so writes the next number
+		}
+		want := stored(f, "test")
+		if want.n != c.pos.n+1 {
+			t.Fatalf("the successors are at link %d, want one above the former holder's %d", want.n, c.pos.n)
+		}
+		f.exec(`DELETE FROM `+f.table("relay_link")+` WHERE n = $1`, want.n)
+		want = stored(f, "test")
+		for name, write := range map[string]func() error{
+			"advance": func() error { return c.advance(ctx, 5, false) },
+			"finish":  func() error { return c.finish(ctx) },
+			"begin":   func() error { return c.begin(ctx, 3, false) },
+		} {
+			if err := write(); !errors.Is(err, errFenced) {
+				t.Errorf("%s on a link that somebody else wrote: %v, want errFenced", name, err)
+			}
+		}
+		if got := stored(f, "test"); got.n != want.n || got.holder != want.holder {
+			t.Errorf("the position went from link %d to link %d", want.n, got.n)
+		}
+	})
+}

@@ -40,6 +40,7 @@ const (
 	codeInvalidSchemaName = "3F000"
 	codeInsufficientPriv  = "42501"
 	codeUniqueViolation   = "23505"
+	codeNotNull           = "23502"
 )
 
 // explain gives the database's answer the sentence that a person needs for it.

@@ -1,5 +1,7 @@
 package outbox
 
+import "github.com/google/uuid"
+
 // round is the set of rows that are visible in one snapshot and were not in the
 // one before: late ones, of transactions that ran then and have finished, and
 // the rest, with ids above what was seen then. All late ids lie at or below
@@ -33,7 +35,8 @@ func (r *round) has(xid uint64) bool { return r.snap.sees(xid) && !r.prev.sees(x
 
 // position is how far a relay is: all of the round up to lastID is settled.
 type position struct {
-	n      int64 // number of the latest link
+	n      int64     // number of the latest link
+	holder uuid.UUID // who wrote it
 	round  round
 	lastID int64
 }
