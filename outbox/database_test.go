@@ -25,3 +25,27 @@ func TestLogIsReadByPlainPlans(t *testing.T) {
 		}
 	}
 }
+
+// A position must not pass an event that could not be copied into the parked table.
+func TestNothingIsPassedThatCouldNotBeParked(t *testing.T) {
+	t.Parallel()
+	f := setUp(t, testkit.PG15)
+	f.add("k", 1, 3)
+	s := f.stepped("test")
+	if err := s.t.startRound(t.Context(), 0); err != nil {
+		t.Fatal(err)
+	}
+	s.fill()
+	items, _, _ := s.t.window.view()
+	f.exec(`DELETE FROM `+f.table("outbox")+` WHERE id = $1`, items[1].LogID) // as nobody should
+	want := stored(f, "test")
+	if err := s.t.park(t.Context(), items, 3, items, nil); err == nil {
+		t.Error("parked, although a row was missing")
+	}
+	if got := stored(f, "test"); got.n != want.n {
+		t.Errorf("the position went from link %d to %d", want.n, got.n)
+	}
+	if n := f.count(`SELECT count(*) FROM ` + f.table("parked")); n != 0 {
+		t.Errorf("%d of 3 events are parked", n)
+	}
+}

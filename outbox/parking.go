@@ -86,14 +86,17 @@ func (t *tenure) park(hard context.Context, items []*item, upTo int, chosen []*i
 	for i, it := range chosen {
 		ids[i], states[i], attempts[i], errs[i] = it.LogID, it.parkedState(), int32(it.attempts), it.lastErr
 	}
-	// Copied inside the database, whole: retention removes the log.
-	insert := statement{rows: int64(len(chosen)), args: []any{t.cfg.Name, ids, states, attempts, errs},
-		sql: `INSERT INTO ` + t.db.table("parked") + ` (relay, log_id, slot, state, attempts, last_error,
+	// Copied inside the database, whole: retention removes the log. All or nothing: a
+	// row that is not there to be copied divides by zero, and the link does not pass it.
+	insert := statement{rows: 1, args: []any{t.cfg.Name, ids, states, attempts, errs, len(chosen)},
+		sql: `WITH put AS (INSERT INTO ` + t.db.table("parked") + ` (relay, log_id, slot, state, attempts, last_error,
 				xid, schema_version, event_id, topic, event_type, partition_key, content_type, headers, payload)
 			SELECT $1, o.id, o.slot, p.state, p.attempts, nullif(p.error, ''),
 				o.xid, o.schema_version, o.event_id, o.topic, o.event_type, o.partition_key, o.content_type, o.headers, o.payload
 			FROM unnest($2::bigint[], $3::text[], $4::int[], $5::text[]) AS p (id, state, attempts, error)
-			JOIN ` + t.db.table("outbox") + ` AS o ON o.id = p.id`}
+			JOIN ` + t.db.table("outbox") + ` AS o ON o.id = p.id
+			RETURNING 1)
+			SELECT 1 / CASE count(*) WHEN $6::bigint THEN 1 ELSE 0 END FROM put`}
 	if err := t.chain.advance(hard, items[upTo-1].LogID, true, append(t.completing(done), insert)...); err != nil {
 		return err
 	}
