@@ -82,7 +82,7 @@ func async(do func() error) <-chan error {
 	return done
 }
 
-// relay.md 2: every transaction that reads L' for a round reads it while it has no
+// Every transaction that reads L' for a round reads it while it has no
 // xid. A writer comes between the two.
 func TestSequenceIsReadBeforeTheXid(t *testing.T) {
 	t.Parallel()

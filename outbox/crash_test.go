@@ -41,7 +41,7 @@ func hurried(t *testing.T, address string) *pgxpool.Pool {
 	})
 }
 
-// relay.md 2: xids and ids whose log was not flushed are given out again after a
+// Xids and ids whose log was not flushed are given out again after a
 // crash. The relay's steps stand on flushed ones only, whether it notices the
 // crash or a pool hides it.
 func TestCrashOfTheServerWithUnflushedXids(t *testing.T) {

@@ -13,7 +13,7 @@ import (
 	"github.com/postbus/postbus/internal/testkit"
 )
 
-// relay.md 4: one holder at a time, by the database's clock; an expired lease is
+// One holder at a time, by the database's clock; an expired lease is
 // taken, not renewed; one that is given up is free at once.
 func TestLeaseHasOneHolder(t *testing.T) {
 	t.Parallel()
