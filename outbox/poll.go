@@ -14,6 +14,7 @@ import (
 type idlePoll struct {
 	most  time.Duration
 	next  time.Time
+	last  time.Time // when it looked
 	delay time.Duration
 	due   bool // woken: look now
 
@@ -26,7 +27,7 @@ type idlePoll struct {
 const soonest = 25 * time.Millisecond
 
 func (p *idlePoll) reset(most time.Duration) {
-	*p = idlePoll{most: most, due: true}
+	*p = idlePoll{most: most, due: true, last: time.Now()}
 	p.busy()
 }
 
@@ -59,13 +60,16 @@ func (p *idlePoll) looked() {
 
 func (p *idlePoll) in() time.Duration { return time.Until(p.next) }
 
+// overdue: work without a pause has kept it from looking, and a request waits.
+func (p *idlePoll) overdue() bool { return time.Since(p.last) >= 2*p.most }
+
 // rested: it has been idle for so long that it may tidy up.
 func (p *idlePoll) rested() bool { return p.delay >= p.most }
 
 // poll looks, with one read-only statement, whether a round is worth starting and
 // whether somebody has asked for something. An idle relay writes nothing.
 func (t *tenure) poll(hard context.Context) (acted bool, err error) {
-	t.idle.due = false
+	t.idle.due, t.idle.last = false, time.Now()
 	r := &t.chain.pos.round
 	var text string
 	var lastID int64

@@ -170,12 +170,14 @@ func (t *tenure) loop(ctx, hard context.Context) error {
 
 // step does the next thing there is to do, or says how long to wait for one.
 func (t *tenure) step(hard context.Context) (acted bool, wait time.Duration, err error) {
-	acted, wait, err = t.settle(hard)
-	if acted || err != nil {
-		return acted, wait, err
+	if !t.idle.overdue() {
+		acted, wait, err = t.settle(hard)
+		if acted || err != nil {
+			return acted, wait, err
+		}
 	}
 	look := t.idle.in()
-	if t.idle.due || look <= 0 {
+	if t.idle.due || look <= 0 || t.idle.overdue() {
 		acted, err = t.poll(hard)
 		return acted, 0, err
 	}
