@@ -268,7 +268,7 @@ func TestBrokerDownParksNothing(t *testing.T) {
 				if first == 0 && b.times("accepts nothing") == 1 {
 					first = tried.Load()
 				}
-				return first > 0 && tried.Load() >= first+5
+				return first > 0 && tried.Load() >= first+3
 			}, "it is found down, and probed")
 			if n := f.count(`SELECT count(*) FROM ` + f.table("parked")); n != 0 {
 				t.Errorf("%d events were parked", n)

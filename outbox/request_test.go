@@ -7,8 +7,10 @@ import (
 	"strings"
 	"sync"
 	"testing"
+	"time"
 
 	"github.com/jackc/pgx/v5"
+	"github.com/jackc/pgx/v5/pgxpool"
 
 	"github.com/postbus/postbus/internal/testkit"
 )
@@ -148,13 +150,14 @@ func TestReplayIsCarriedOutWhileTheStreamRuns(t *testing.T) {
 	eventually(t, func() bool { return len(f.parkedStates("bad")) == 3 }, "parked")
 
 	// Writers of another process: nobody wakes the relay.
+	theirs := testkit.Postgres(t, testkit.PG15, func(c *pgxpool.Config) { c.MaxConns = 6 })
 	writing, stop := context.WithCancel(t.Context())
 	var writers sync.WaitGroup
 	defer func() { stop(); writers.Wait() }()
-	for w := range 2 {
+	for w := range 6 {
 		writers.Go(func() {
 			for i := 1; writing.Err() == nil; i++ {
-				if err := pgx.BeginFunc(writing, f.pool, func(tx pgx.Tx) error {
+				if err := pgx.BeginFunc(writing, theirs, func(tx pgx.Tx) error {
 					return f.log.Append(writing, tx, event(fmt.Sprint("w", w), i))
 				}); err != nil && writing.Err() == nil {
 					t.Error(err)
@@ -166,6 +169,10 @@ func TestReplayIsCarriedOutWhileTheStreamRuns(t *testing.T) {
 	eventually(t, func() bool { return len(s.of("w0")) > 20 }, "the stream runs")
 	s.setRule(nil)
 	f.pool.Exec(t.Context(), `INSERT INTO `+f.table("relay_request")+` (relay, log_id, action) VALUES ('test', $1, 'replay')`, f.parkedID("bad", 1))
+	asked := time.Now()
 	eventually(t, func() bool { return len(s.of("bad")) == 3 }, "replayed")
+	if took := time.Since(asked); took > 3*time.Second {
+		t.Errorf("it took %s", took)
+	}
 	s.inOrder(t, "bad", 3)
 }
