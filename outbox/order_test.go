@@ -9,6 +9,7 @@ import (
 	"os"
 	"os/signal"
 	"slices"
+	"strings"
 	"sync"
 	"syscall"
 	"testing"
@@ -27,10 +28,15 @@ const (
 	orderLease  = time.Second
 )
 
+// hearsSignals is said by a child that can be told to stop; before that, telling
+// it would kill it.
+const hearsSignals = "hears signals"
+
 // relayProcess is a program with a relay in it: address, schema, broker.
 func relayProcess(args []string) {
 	ctx, stop := signal.NotifyContext(context.Background(), syscall.SIGTERM)
 	defer stop()
+	fmt.Println(hearsSignals)
 	config, err := pgxpool.ParseConfig(args[0])
 	if err != nil {
 		panic(err)
@@ -84,11 +90,14 @@ func orderTest(t *testing.T, which testkit.Server) {
 			cfg.MaxConns = 20 // its own pool has 40 for all tests
 		}
 	})
-	ctx, stop := context.WithCancel(t.Context())
+	// Writers end between two transactions: a COMMIT that was cancelled might still
+	// happen after the events are counted.
+	enough := make(chan struct{})
+	stop := sync.OnceFunc(func() { close(enough) })
 	defer stop()
 	var writing sync.WaitGroup
 	for w := range writers {
-		writing.Go(func() { l.writer(ctx, pool, w) })
+		writing.Go(func() { l.writer(t.Context(), enough, pool, w) })
 	}
 	deadline := time.Now().Add(4 * time.Minute)
 	for c.kills < kills || c.freezes < freezes || l.committed() < events {
@@ -103,6 +112,7 @@ func orderTest(t *testing.T, which testkit.Server) {
 	total := l.committed()
 	testkit.Eventually(t, 30*time.Second, func() bool { n, _, _ := b.state(); return n >= total }, "all %d events arrive", total)
 	for _, child := range c.children {
+		testkit.Eventually(t, 10*time.Second, func() bool { return strings.Contains(child.Output(), hearsSignals) }, "a child has begun")
 		child.Signal(syscall.SIGTERM)
 	}
 	for _, child := range c.children {
@@ -163,9 +173,14 @@ func (c *chaos) wait(deadline time.Time, what string, cond func() bool) {
 
 // writer is one of many: a fifth of its transactions end in a rollback, half of
 // them have an xid before they lock their aggregate.
-func (l *ledger) writer(ctx context.Context, pool *pgxpool.Pool, number int) {
+func (l *ledger) writer(ctx context.Context, enough <-chan struct{}, pool *pgxpool.Pool, number int) {
 	undo := errors.New("the user changed their mind")
-	for ctx.Err() == nil {
+	for {
+		select {
+		case <-enough:
+			return
+		default:
+		}
 		err := pgx.BeginFunc(ctx, pool, func(tx pgx.Tx) error {
 			if rand.IntN(2) == 0 {
 				if _, err := tx.Exec(ctx, `INSERT INTO `+l.f.table("elsewhere")+` DEFAULT VALUES`); err != nil {
@@ -200,7 +215,7 @@ func (l *ledger) writer(ctx context.Context, pool *pgxpool.Pool, number int) {
 			}
 			return nil
 		})
-		if err != nil && !errors.Is(err, undo) && ctx.Err() == nil {
+		if err != nil && !errors.Is(err, undo) {
 			l.f.t.Errorf("writer %d: %v", number, err)
 			return
 		}
