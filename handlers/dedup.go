@@ -1,6 +1,8 @@
 package handlers
 
 import (
+	"context"
+
 	"github.com/ThreeDotsLabs/watermill/message"
 
 	"github.com/postbus/postbus/internal/failpoint"
@@ -47,4 +49,87 @@ func Dedup(inbox *Inbox) message.HandlerMiddleware {
 // settled tells whether a delivery has nothing to do: a replay lifts a poisoning.
 func settled(state string, d *delivery) bool {
 	return state == stateHandled || state == statePoisoned && !d.Replayed
+}
+
+// DedupBy is Dedup for effects, and a memory of them, that are not in Postgres:
+// store keeps what was handled, as redisstream.Dedup does. The handler runs at
+// least once for each event, one run at a time while its claim lasts, and not
+// again once its success is recorded and for as long as store remembers it.
+//
+// An event in progress elsewhere is postponed (ErrInProgress): the other one may
+// fail. A failure, or a panic, gives the event back at once. What a process that
+// died had claimed is handled when the claim has run out; so a claim must last
+// longer than a delivery may take (RetryConfig.MaxElapsed), and should run out
+// before the broker delivers the message again. A success that store could not
+// be told of is remembered here, and recorded when the message comes again,
+// without another run; a process that dies in between runs it again.
+//
+// A store that cannot be reached postpones the message. A message that the
+// handler gave up is not remembered: its replay runs, and so does a duplicate of
+// it. What the handler returns to be published is lost if the process dies
+// before it is; publish inside of the handler. It belongs inside Poison and
+// outside of Retry.
+func DedupBy(store DedupStore) message.HandlerMiddleware {
+	return func(next message.HandlerFunc) message.HandlerFunc {
+		c := &claimer{store: store, next: next, owed: newMemory[string, owedCompletion](1000)}
+		return c.handle
+	}
+}
+
+type claimer struct {
+	store DedupStore
+	next  message.HandlerFunc
+	owed  *memory[string, owedCompletion] // handled, and the store does not know; by delivery.remembered
+}
+
+type owedCompletion struct {
+	token string
+	out   []*message.Message
+}
+
+func (c *claimer) handle(msg *message.Message) ([]*message.Message, error) {
+	d, done := ensureDelivery(msg)
+	defer done()
+	k, err := d.key()
+	if err != nil {
+		return nil, err
+	}
+	if owed, ok := c.owed.take(d.remembered(msg)); ok {
+		d.duplicate = true
+		return c.complete(msg, d, k, owed)
+	}
+	state, token, err := c.store.Claim(msg.Context(), k.handler, k.event)
+	switch {
+	case err != nil:
+		return nil, postponed("claim %s: %w", d, err)
+	case state == ClaimDone:
+		d.duplicate = true
+		return nil, nil
+	case state != ClaimFresh:
+		return nil, postponed("claim %s: %w", d, ErrInProgress)
+	}
+	succeeded := false
+	defer func() { // in a defer for a panic, where there is no Recover inside
+		if !succeeded {
+			// Should it not work, the claim runs out by itself.
+			_ = c.store.Release(context.WithoutCancel(msg.Context()), k.handler, k.event, token)
+		}
+	}()
+	out, err := c.next(msg)
+	if err != nil {
+		return nil, err
+	}
+	succeeded = true
+	failpoint.Hit(fpAfterEffects)
+	return c.complete(msg, d, k, owedCompletion{token, out})
+}
+
+// complete has a time of its own: what ended the handler must not end this.
+func (c *claimer) complete(msg *message.Message, d *delivery, k key, owed owedCompletion) ([]*message.Message, error) {
+	if err := c.store.Complete(context.WithoutCancel(msg.Context()), k.handler, k.event, owed.token); err != nil {
+		c.owed.put(d.remembered(msg), owed)
+		return nil, postponed("record %s as handled, which it is: %w", d, err)
+	}
+	failpoint.Hit(fpAfterCommit)
+	return owed.out, nil
 }

@@ -31,7 +31,8 @@
 // The middlewares that do all this, [SlowNack], [Poison], [Dedup], [Retry],
 // [InTx], [Timeout] and [Recover], outermost first, are ordinary
 // message.HandlerMiddleware and serve in any Watermill router. Use Dedup or InTx,
-// not both; InTx belongs inside Retry.
+// not both; InTx belongs inside Retry. [DedupBy] stands in for Dedup where what was
+// handled is remembered elsewhere, such as in Redis, by any [DedupStore].
 //
 // # Guarantees
 //
@@ -86,6 +87,13 @@
 //     TestRunRefuses, TestMiddlewareConfigFaultsAreErrors).
 //  16. A subscription that ends by itself ends Run with an error
 //     (TestEndedSubscriptionEndsRun).
+//  17. DedupBy calls the handler at least once, one call at a time while a claim
+//     lasts, and not again once its success is recorded; a failed first try is no
+//     duplicate, and what is in progress elsewhere is postponed
+//     (TestDedupByTakesNoFailureForADuplicate, TestDedupByPostponesWhatIsInProgress).
+//     A success that could not be recorded is recorded later without another call
+//     (TestDedupByRecordsLaterWithoutAnotherCall). A store that is away poisons
+//     nothing (TestDedupByPostponesWithoutItsStore).
 //
 // # Not promised
 //
@@ -110,6 +118,10 @@
 // The inbox is never purged. An event that is delivered again after its row was
 // deleted is handled again: keep rows for longer than the broker and the poison
 // queue keep messages.
+//
+// DedupBy remembers for as long as its store does, and no poisonings: a duplicate
+// of an event that was given up is handled. A handler that outlasts its claim may
+// run beside another.
 //
 // Credentials are taken out of reasons and logs as far as they can be told; the
 // text of an error is the handler's own.
