@@ -24,8 +24,8 @@ var ErrCommitUnknown = errors.New("it is not known whether the transaction was c
 // does the work again without looking may do it twice, with events of new ids.
 //
 // The server may still be at it: a look that finds nothing is conclusive once a
-// row that it had locked can be locked again. The log keeps events until its
-// retention removes them.
+// row that it had locked can be locked again. The log keeps its events until
+// somebody deletes them.
 type CommitUnknownError struct {
 	EventIDs []uuid.UUID // of the events published: in the outbox all of them, or none
 	Err      error       // what came instead of an answer

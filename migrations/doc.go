@@ -10,7 +10,9 @@
 //  2. A migration is applied whole or not at all (TestUpIsAtomic).
 //  3. A schema written by a newer Postbus is left alone, and the error says so
 //     (TestUpRefusesTheFuture).
-//  4. A schema name that is not a plain lower-case identifier is refused before any
+//  4. A schema with the name of the connection's role is not created: search_path
+//     would look for the application's tables there (TestUpRefusesTheRolesOwnName).
+//  5. A schema name that is not a plain lower-case identifier is refused before any
 //     SQL (TestCheckSchema).
 //
 // # Not promised

@@ -36,7 +36,8 @@ type migration struct {
 // Up brings schema (empty: DefaultSchema) to the latest version, creating it if
 // need be. It is safe to call at every start of every process; when there is
 // nothing to do it costs two reads. The role needs CREATE on the database, or
-// on the schema if that exists already.
+// on the schema if that exists already. A schema with the role's own name is not
+// created, since the default search_path begins with it.
 func Up(ctx context.Context, pool *pgxpool.Pool, schema string) error {
 	if schema == "" {
 		schema = DefaultSchema

@@ -190,3 +190,37 @@ func TestUpWithoutCreateOnTheDatabase(t *testing.T) {
 		t.Errorf("again, with nothing to do: %v", err)
 	}
 }
+
+// A schema with the role's own name would shadow the application's tables; one
+// that search_path does not look into shadows nothing.
+func TestUpRefusesTheRolesOwnName(t *testing.T) {
+	t.Parallel()
+	direct := testkit.Postgres(t, testkit.PG15)
+	role := testkit.Schema(t)
+	exec(t, direct, `CREATE ROLE `+role+` LOGIN SUPERUSER`)
+	t.Cleanup(func() {
+		for _, sql := range []string{`DROP SCHEMA IF EXISTS ` + role + ` CASCADE`, `DROP ROLE ` + role} {
+			if _, err := direct.Exec(context.Background(), sql); err != nil {
+				t.Error(err)
+			}
+		}
+	})
+	as := func(path string) *pgxpool.Pool {
+		return testkit.Postgres(t, testkit.PG15, func(cfg *pgxpool.Config) {
+			cfg.ConnConfig.User = role
+			if path != "" {
+				cfg.ConnConfig.RuntimeParams["search_path"] = path
+			}
+		})
+	}
+	err := migrations.Up(t.Context(), as(""), role)
+	if !errors.Is(err, migrations.ErrInvalidSchema) || !strings.Contains(err.Error(), "choose another schema name") {
+		t.Errorf("Up into the role's own name: %v", err)
+	}
+	if found := objects(t, direct, role); len(found) != 0 {
+		t.Errorf("refused, and created %v", found)
+	}
+	if err := migrations.Up(t.Context(), as("public"), role); err != nil {
+		t.Errorf("with a search_path that does not look there: %v", err)
+	}
+}

@@ -67,7 +67,8 @@ type RelayConfig struct {
 	// Defaults to 5 s.
 	DrainTimeout time.Duration
 	// PollInterval is how long an idle relay sleeps at most; a commit through this
-	// process wakes it at once. Defaults to 1 s.
+	// process wakes it at once (Log.Wake), an append whose commit nobody reports soon
+	// (Log.Hint). Defaults to 1 s.
 	PollInterval time.Duration
 	// DatabaseTimeout bounds one call to the database. Defaults to 10 s.
 	DatabaseTimeout time.Duration

@@ -43,7 +43,8 @@
 // call, and what a publisher promises), outcome.go (results become states), health.go
 // (a bad event, or a broker that is down).
 //
-// Published: settle.go (the link that passes it).
+// Published: settle.go (the link that passes it), handover.go (the last ones before a
+// clean stop).
 //
 // Or not: parking.go (put aside, in the transaction whose link passes it),
 // parkedload.go (found again by the next holder), parked.go (the desk), request.go
@@ -59,9 +60,11 @@
 //     TestAppendFromManyGoroutines).
 //  2. Every committed event is published at least once, and the first deliveries of
 //     one topic and key are in the order of the transactions that appended them, while
-//     relays are killed, frozen and woken; repeats are at most a window per take-over
-//     (TestEveryCommittedEventIsPublishedInOrder, TestOrderWhileRelaysAreKilledAndFrozen,
-//     TestKilledAtEveryFailpoint, TestReadAgainstModel).
+//     relays are killed, frozen and woken; repeats are at most a window per crash or
+//     forced take-over (TestEveryCommittedEventIsPublishedInOrder, TestOrderWhileRelaysAreKilledAndFrozen,
+//     TestKilledAtEveryFailpoint, TestReadAgainstModel). A clean stop, a cut connection
+//     and a lost reply repeat nothing (TestCleanStopLosesAndRepeatsNothing,
+//     TestCutConnectionsLoseAndRepeatNothing, TestLostRepliesRepeatNothing).
 //  3. So it is through crashes of the server, noticed or hidden by a pool
 //     (TestCrashOfTheServerWithUnflushedXids, TestRelayOutlivesItsServersCrashes).
 //  4. A transaction that stays open delays its own events only, and none of them is
@@ -74,8 +77,10 @@
 //     TestSequenceIsReadBeforeTheXid, TestXidBeforeTheSequenceWouldLoseRows,
 //     TestNoStatementReadsTheSequencesPage).
 //  6. Nobody moves a position on top of what they have not seen: not a former holder,
-//     and not a holder whose commit lost its reply (TestTakeoverWhileALinkCommits,
-//     TestFormerHolderWakesUp, TestLostReplyOfACommit, TestLostRepliesRepeatNothing).
+//     a holder whose commit lost its reply, or one whose links a crash of the server
+//     has lost; and no position passes what could not be parked
+//     (TestTakeoverWhileALinkCommits, TestFormerHolderWakesUp, TestLostReplyOfACommit,
+//     TestLinkStandsOnTheOneThatWasSeen, TestNothingIsPassedThatCouldNotBeParked).
 //  7. A failing event holds up its own key, and no other; its attempts are bounded and
 //     outlive a restart (TestFailingEventStopsItsKeyOnly,
 //     TestEventsOfOtherKeysFlowWhenAllElseFails, TestPermanentErrorIsGivenUpAtOnce,
@@ -111,7 +116,9 @@
 //     a transaction holds at most KeyLocks locks (TestKeyLockOrdersWritersWithoutARowLock,
 //     TestKeyLockWaitsForItsKeyOnly, TestKeyLockOfCrossingAppends, TestKeyLocksAreBounded,
 //     TestKeyLockInEveryExecMode).
-//  15. All of this holds on PostgreSQL 15 and 18, and through PgBouncer in transaction
+//  15. The log is read by plans that do not depend on statistics
+//     (TestLogIsReadByPlainPlans).
+//  16. All of this holds on PostgreSQL 15 and 18, and through PgBouncer in transaction
 //     mode (TestOrderWhileRelaysAreKilledAndFrozen, TestAppendOneAndMany,
 //     TestEveryExecMode).
 //
@@ -124,7 +131,8 @@
 // Order across topics, and order of repeats: what is in order are first deliveries. A
 // repeat may send a run of older events again.
 //
-// Exactly once. A crash or a take-over publishes up to a window again, a crash of the
+// Exactly once. A crash, a take-over from a dead or frozen holder, or a stop while the
+// broker or the database is away publishes up to a window again, a crash of the
 // server possibly more, since links that only move a position are not waited for; a call
 // that a paused process had begun may still arrive, and an event whose outcome is unknown
 // is sent again. Consumers deduplicate by the event's id.

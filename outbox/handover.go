@@ -7,7 +7,8 @@ import (
 )
 
 // drain lets the calls under way come back, closes the gaps between what was sent,
-// notes it, and leaves the rest to the next holder: nothing is sent twice.
+// notes it, and leaves the rest to the next holder: nothing is sent twice, unless
+// the broker is down, when nothing is parked and gaps stay open.
 func (t *tenure) drain(hard context.Context, running *sync.WaitGroup) error {
 	if t.stopReading != nil {
 		t.stopReading()

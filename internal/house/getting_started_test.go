@@ -104,8 +104,6 @@ func readersServers(t *testing.T) []string {
 	}
 	exec("CREATE DATABASE " + name)
 	t.Cleanup(func() { exec("DROP DATABASE " + name + " WITH (FORCE)") })
-	// Our servers' role is called postbus, which the document warns of.
-	exec("ALTER DATABASE " + name + " SET search_path = public")
 	database, err := url.Parse(testkit.URL(t, testkit.PG15))
 	if err != nil {
 		t.Fatal(err)
