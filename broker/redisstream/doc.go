@@ -18,11 +18,18 @@
 //	})
 //	router, err := handlers.NewRouter(subscriber, handlers.Config{...})
 //
+// Dedup remembers in Redis what a handler has handled, where that can't be in
+// Postgres, for handlers.DedupBy:
+//
+//	dedup, err := redisstream.NewDedup(redisstream.DedupConfig{Client: client})
+//	handler.AddMiddleware(handlers.DedupBy(dedup)) // in a Watermill router
+//
 // One topic is one stream; its name is the topic's. In a Redis Cluster that is
 // one slot, on one node. The server must be Redis 7.0 or newer: an older one
 // answers XAUTOCLAIM with a null for an entry that was trimmed. An ACL user of a publisher needs EVAL, EVALSHA and
 // XADD; one of a subscriber those two and XREADGROUP, XACK, XCLAIM, XAUTOCLAIM,
-// XPENDING, XGROUP and, with FromNow, XINFO.
+// XPENDING, XGROUP and, with FromNow, XINFO; one of Dedup SET, GET, DEL, EVAL and
+// EVALSHA.
 //
 // # Guarantees
 //
@@ -67,6 +74,16 @@
 //     TestCloseAtAnyTime, TestRouterCloseRepeatsNothing
 //  13. All of it on a Redis Cluster too. TestCluster
 //  14. Your client is never closed. TestPublish, TestCloseAtAnyTime
+//  15. Of those who claim an event for a handler one gets it, until he completes
+//     or releases it, which nobody else can, or ClaimTTL has passed; a completion
+//     is remembered for TTL. TestDedupOneOfManyClaims,
+//     TestDedupClaimsCompletesReleases, TestDedupClaimRunsOut, TestDedupUnderConsumers
+//  16. Two pairs of handler and event are never one key. TestDedupKeysAreDistinct
+//  17. A call of Dedup that go-redis repeats after a lost answer ends as if the
+//     answer had come; each call ends with its deadline, and says of a server that
+//     is away or unfit that it is outbox.ErrUnavailable. TestDedupSurvivesLostReplies,
+//     TestDedupHonoursDeadlines, TestDedupOnSickServer, TestDedupConfigFaults
+//  18. Dedup on a Redis Cluster too. TestDedupOnACluster
 //
 // # Not promised
 //
@@ -81,6 +98,12 @@
 //     group has read; XTRIM MINID below the oldest entry that any group still
 //     needs is safe. An entry that was trimmed while it was pending is gone: it
 //     is logged and passed over (TestTrimmedPendingEntryIsPassedOver).
+//   - Deduplication beyond what Redis keeps: an asynchronous fail-over, a crash
+//     within appendfsync, and eviction (set maxmemory-policy noeviction) forget
+//     claims and completions, whose events may then be handled again, or by two at
+//     once. So may an event that comes after DedupConfig.TTL, and one whose handler
+//     takes longer than ClaimTTL. Effects that must happen once belong into Postgres
+//     (handlers.HandleTx).
 //   - A delivery count that survives everything: Redis keeps it per group, and
 //     forgets it with the group.
 //   - Housekeeping after killed consumers: their names, if they were made by us,
