@@ -403,15 +403,3 @@ func TestDedupUnderConsumers(t *testing.T) {
 		claims(t, d, "mail", uuid.MustParse(id), handlers.ClaimDone)
 	}
 }
-
-func TestDedupOnACluster(t *testing.T) {
-	noLeaks(t)
-	ctx := context.Background()
-	d := newDedup(t, DedupConfig{Client: startCluster(t)})
-	for range 8 { // on both nodes
-		event := uuid.New()
-		must(t, d.Release(ctx, "h", event, claims(t, d, "h", event, handlers.ClaimFresh)))
-		must(t, d.Complete(ctx, "h", event, claims(t, d, "h", event, handlers.ClaimFresh)))
-		claims(t, d, "h", event, handlers.ClaimDone)
-	}
-}

@@ -24,12 +24,16 @@
 //	dedup, err := redisstream.NewDedup(redisstream.DedupConfig{Client: client})
 //	handler.AddMiddleware(handlers.DedupBy(dedup)) // in a Watermill router
 //
+// Trim, called now and then, by a cron job for example, keeps a stream small:
+//
+//	removed, err := redisstream.Trim(ctx, client, "order", redisstream.Approximately())
+//
 // One topic is one stream; its name is the topic's. In a Redis Cluster that is
 // one slot, on one node. The server must be Redis 7.0 or newer: an older one
 // answers XAUTOCLAIM with a null for an entry that was trimmed. An ACL user of a publisher needs EVAL, EVALSHA and
 // XADD; one of a subscriber those two and XREADGROUP, XACK, XCLAIM, XAUTOCLAIM,
 // XPENDING, XGROUP and, with FromNow, XINFO; one of Dedup SET, GET, DEL, EVAL and
-// EVALSHA.
+// EVALSHA; one of Trim EVAL, XINFO, XPENDING and XTRIM.
 //
 // # Guarantees
 //
@@ -83,7 +87,13 @@
 //     answer had come; each call ends with its deadline, and says of a server that
 //     is away or unfit that it is outbox.ErrUnavailable. TestDedupSurvivesLostReplies,
 //     TestDedupHonoursDeadlines, TestDedupOnSickServer, TestDedupConfigFaults
-//  18. Dedup on a Redis Cluster too. TestDedupOnACluster
+//  18. Trim removes no entry that any group has not got, or has got and not
+//     acknowledged, whatever publishers and consumers do meanwhile.
+//     TestTrimKeepsWhatAnyGroupNeeds, TestTrimBesideConsumersLosesNothing
+//  19. Trim says how many entries are gone, removes nothing from a stream without
+//     groups, and holds Redis up for no more than some 10,000 entries at a time.
+//     TestTrimGoesInSteps, TestTrimRefuses, TestTrimTellsALostReply
+//  20. Dedup and Trim on a Redis Cluster too. TestDedupAndTrimOnACluster
 //
 // # Not promised
 //
@@ -94,10 +104,12 @@
 //     consumer's entries: others may have gone on with later ones.
 //   - Exactly once: an outbox.Unknown message that is sent again may stand in the
 //     stream twice, under two entry ids and one message UUID.
-//   - Room: nothing here trims a stream. Never set MAXLEN, which drops what no
-//     group has read; XTRIM MINID below the oldest entry that any group still
-//     needs is safe. An entry that was trimmed while it was pending is gone: it
-//     is logged and passed over (TestTrimmedPendingEntryIsPassedOver).
+//   - Room by itself: a stream grows until you call Trim. Never set MAXLEN, which
+//     drops what no group has read. An entry that was trimmed while it was pending
+//     is gone: it is logged and passed over (TestTrimmedPendingEntryIsPassedOver).
+//     Trim knows the groups that exist: one that is created later, or created again
+//     after it was removed, finds what is left. What was read with NOACK counts as
+//     consumed.
 //   - Deduplication beyond what Redis keeps: an asynchronous fail-over, a crash
 //     within appendfsync, and eviction (set maxmemory-policy noeviction) forget
 //     claims and completions, whose events may then be handled again, or by two at
