@@ -56,7 +56,8 @@
 //     until a person acts, and not before: attempts that go on and requests to the
 //     desk are waited for, open transactions are not (TestRunToEndPublishesAll,
 //     TestRunToEndWithAStockPublisher, TestRunToEndOutlivesFaults,
-//     TestRunToEndSkipsKeys, TestRunToEndBesideARunningRelay). Else it says what is
+//     TestRunToEndSkipsKeys, TestRunToEndEndsWhileMoreIsCommitted,
+//     TestRunToEndBesideARunningRelay). Else it says what is
 //     left (TestRunToEndSaysWhatIsLeft, TestRunToEndRefuses).
 //  8. A Schema is the test's own, and gone after it, although the test has closed its
 //     pool (TestSchemaIsTheTestsOwn, TestSchemaIsDroppedThoughThePoolIsClosed,

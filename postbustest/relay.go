@@ -159,7 +159,7 @@ WITH latest AS (
 	FROM latest AS l JOIN {schema}.relay_link AS r
 		ON r.relay = $1 AND r.slot_from = l.slot_from AND r.slot_to = l.slot_to AND r.n = l.round
 )
-SELECT o.id, o.event_id::text, o.event_type, o.partition_key, 'not published yet', 0, ''
+SELECT o.id, o.event_id::text, o.event_type, o.partition_key, 'not settled yet', 0, ''
 FROM {schema}.outbox AS o
 WHERE pg_visible_in_snapshot(o.xid, $2::text::pg_snapshot) AND NOT EXISTS (
 	SELECT FROM position AS p WHERE o.slot BETWEEN p.slot_from AND p.slot_to

@@ -104,6 +104,11 @@ func TestRunToEndOutlivesFaults(t *testing.T) {
 	if err := desk.Replay(t.Context(), parked[0].LogID); err != nil {
 		t.Fatal(err)
 	}
+	hung := b.On(t, postbustest.When{Key: "poison", Type: "order.cancelled"}, postbustest.Hang())
+	mustFail(t, func(t testing.TB) {
+		postbustest.RunToEnd(t, w.pool, &b, outbox.RelayConfig{Schema: w.schema, DrainTimeout: 10 * time.Millisecond}, postbustest.Within(time.Second))
+	}, ": waiting", `order.cancelled  key "poison"`)
+	hung.Stop()
 	if parked := postbustest.RunToEnd(t, w.pool, &b, cfg); len(parked) != 0 {
 		t.Errorf("parked: %+v", parked)
 	}
@@ -141,13 +146,15 @@ func TestRunToEndSaysWhatIsLeft(t *testing.T) {
 	t.Parallel()
 	w := newWorld(t, testkit.PG15)
 	cfg := outbox.RelayConfig{Schema: w.schema, DrainTimeout: 10 * time.Millisecond}
+	var b postbustest.Broker
+	w.commit(t, OrderPlaced{OrderID: "settled before"})
+	postbustest.RunToEnd(t, w.pool, &b, cfg)
 	w.commit(t, OrderPlaced{OrderID: "o-1"})
 	w.commit(t, OrderPlaced{OrderID: "o-2"})
-	var b postbustest.Broker
 	hung := b.On(t, postbustest.When{Key: "o-1"}, postbustest.Hang())
 	v := mustFail(t, func(t testing.TB) {
 		postbustest.RunToEnd(t, w.pool, &b, cfg, postbustest.Within(500*time.Millisecond))
-	}, "within 500ms", "left are", "event 1: not published yet", `order.placed  key "o-1"`, "hangs")
+	}, "within 500ms", "left are 2:", "event 2: not settled yet", `order.placed  key "o-1"`, "hangs")
 	if !strings.Contains(strings.Join(v.logged, "\n"), "relay active") {
 		t.Errorf("the test's log: %q", v.logged)
 	}
@@ -159,7 +166,7 @@ func TestRunToEndSaysWhatIsLeft(t *testing.T) {
 	cfg.Retry.MaxAttempts = 1_000_000
 	mustFail(t, func(t testing.TB) {
 		postbustest.RunToEnd(t, w.pool, &b, cfg, postbustest.Within(2*time.Second))
-	}, "event 3: retrying", "attempts: not today", `key "o-3"`)
+	}, "event 4: retrying", "attempts: not today", `key "o-3"`)
 }
 
 func TestRunToEndRefuses(t *testing.T) {
@@ -184,6 +191,29 @@ func TestRunToEndRefuses(t *testing.T) {
 	}
 	w.commit(t, OrderPlaced{OrderID: "o-1"})
 	mustFail(t, run(outbox.RelayConfig{Schema: w.schema}), "has ended before", "CACHE 1")
+}
+
+// What commits during the run is not waited for.
+func TestRunToEndEndsWhileMoreIsCommitted(t *testing.T) {
+	t.Parallel()
+	w := newWorld(t, testkit.PG15)
+	w.commit(t, OrderPlaced{OrderID: "o-1"})
+	var b postbustest.Broker
+	first := b.On(t, postbustest.When{Key: "o-1"}, postbustest.Hang())
+	b.On(t, postbustest.When{Key: "more"}, postbustest.Hang())
+	v, over := &verdict{TB: t}, make(chan struct{})
+	go func() {
+		defer close(over)
+		postbustest.RunToEnd(v, w.pool, &b, outbox.RelayConfig{Schema: w.schema, DrainTimeout: 10 * time.Millisecond}, postbustest.Within(5*time.Second))
+	}()
+	first.WaitHits(t, 1)
+	w.commit(t, OrderPlaced{OrderID: "more"})
+	first.Stop()
+	<-over
+	if len(v.failed) > 0 {
+		t.Error(v.failed)
+	}
+	postbustest.RequirePublished[OrderPlaced](t, &b, postbustest.Times(1), postbustest.WithKey("o-1"))
 }
 
 // Another relay of the name does the work: RunToEnd waits for it, and stands by.
