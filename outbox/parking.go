@@ -126,12 +126,11 @@ func (t *tenure) parkedNow(it *item) {
 		lastErr: it.lastErr, giveUp: it.giveUp, parked: true, tries: it.tries, failedAt: it.failedAt, left: it.left}
 	p.Payload = nil
 	p.state.Store(stParked)
-	l := t.laneOf(it.Key)
-	l.replace(it, p)
-	it.state.Store(stSettled)
 	t.keepParked(p)
-	if p.giveUp {
-		t.log.Warn("event given up", "relay", t.cfg.Name, "log_id", p.LogID, "event_id", p.EventID, "event_type", p.EventType, "attempts", p.attempts, "max_attempts", t.cfg.Retry.MaxAttempts, "error", p.lastErr, "key_blocked", t.cfg.Policy == BlockKey)
+	t.laneOf(it.Key).replace(it, p) // which may send p at once: what it has become by then is not in the table
+	it.state.Store(stSettled)
+	if it.giveUp {
+		t.log.Warn("event given up", "relay", t.cfg.Name, "log_id", it.LogID, "event_id", it.EventID, "event_type", it.EventType, "attempts", it.attempts, "max_attempts", t.cfg.Retry.MaxAttempts, "error", it.lastErr, "key_blocked", t.cfg.Policy == BlockKey)
 		t.afterGiveUp(p)
 	}
 }
