@@ -434,3 +434,30 @@ func TestParkedRowsBlockTheirKeyForTheNextHolder(t *testing.T) {
 		})
 	}
 }
+
+// An event may be out of attempts the moment after it was put aside: it is given up
+// when that is written, no sooner, and then under SkipKey its key goes on.
+func TestGivenUpRightAfterItWasParked(t *testing.T) {
+	t.Parallel()
+	f := setUp(t, testkit.PG15)
+	s := newSink()
+	s.setRule(func(m *Message, n int) Result {
+		if n == 2 && m.Key < "k2" { // of 60 keys 0, 1 and 10 to 19
+			return Result{Passing, errRefused}
+		}
+		return Result{Status: Done}
+	})
+	cfg := f.config()
+	cfg.Policy, cfg.Window = SkipKey, 40
+	cfg.Retry = RetryConfig{Initial: time.Millisecond, Max: 3 * time.Millisecond, MaxAttempts: 5}
+	keys := names("k", 60)
+	f.backlog(6, keys...)
+	f.start(s, cfg)
+	eventually(t, func() bool { return s.distinct() == 60*6-12 }, "all keys go on")
+	eventually(t, func() bool {
+		return f.count(`SELECT count(*) FROM `+f.table("parked")+` WHERE state = 'given_up' AND attempts = 5`) == 12
+	}, "all of them are given up")
+	if n := f.count(`SELECT count(*) FROM ` + f.table("parked")); n != 12 {
+		t.Errorf("%d are parked", n)
+	}
+}
