@@ -9,7 +9,7 @@ import (
 )
 
 var (
-	// ErrInvalidConfig marks every error of NewPublisher and NewSubscriber: the
+	// ErrInvalidConfig marks every error of a constructor, and of Trim without a client: the
 	// configuration has faults, all of them in the text, each with its field.
 	ErrInvalidConfig = errors.New("the configuration cannot be used")
 
