@@ -11,14 +11,25 @@ import (
 	"github.com/redis/go-redis/v9"
 
 	"github.com/postbus/postbus/internal/testkit"
+	"github.com/postbus/postbus/internal/testkit/process"
 )
 
 // startCluster is two masters that share the slots.
 func startCluster(t *testing.T) *redis.ClusterClient {
 	t.Helper()
 	ctx := context.Background()
-	args := []string{"--cluster-enabled", "yes", "--cluster-config-file", "nodes.conf", "--cluster-node-timeout", "5000"}
-	nodes := []*privateRedis{startRedis(t, args...), startRedis(t, args...)}
+	// The nodes' own port is 10,000 above the clients' unless it is said: somebody
+	// else's, now and then.
+	var bus [2]int
+	var nodes []*privateRedis
+	for i := range bus {
+		var err error
+		if bus[i], err = process.FreePort(); err != nil {
+			t.Fatal(err)
+		}
+		nodes = append(nodes, startRedis(t, "--cluster-enabled", "yes", "--cluster-config-file", "nodes.conf",
+			"--cluster-node-timeout", "5000", "--cluster-port", strconv.Itoa(bus[i])))
+	}
 	var clients []*redis.Client
 	for i, n := range nodes {
 		c := n.client()
@@ -27,7 +38,7 @@ func startCluster(t *testing.T) *redis.ClusterClient {
 			t.Fatal(err)
 		}
 	}
-	if err := clients[0].ClusterMeet(ctx, "127.0.0.1", strconv.Itoa(nodes[1].port)).Err(); err != nil {
+	if err := clients[0].Do(ctx, "cluster", "meet", "127.0.0.1", nodes[1].port, bus[1]).Err(); err != nil {
 		t.Fatal(err)
 	}
 	for _, c := range clients {
