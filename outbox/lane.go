@@ -2,6 +2,7 @@ package outbox
 
 import (
 	"context"
+	"slices"
 	"sync"
 	"time"
 )
@@ -146,6 +147,7 @@ func (l *lane) once(ctx context.Context) (wait time.Duration, over bool) {
 	l.mu.Lock()
 	over = l.draining
 	if wait := l.nothingUntil(now); wait > 0 {
+		over = over && !l.owes()
 		l.mu.Unlock()
 		return wait, over
 	}
@@ -178,6 +180,11 @@ func (l *lane) nothingUntil(now time.Time) time.Duration {
 		return idle
 	}
 	return l.due[0].due.Sub(now)
+}
+
+// owes tells whether a draining lane still has to send something that is not due yet.
+func (l *lane) owes() bool {
+	return slices.ContainsFunc(l.due, func(q *keyQueue) bool { return !q.items[0].giveUp && l.mayGo(q.items[0]) })
 }
 
 // mayGo: a draining lane sends no more than it must.
