@@ -16,6 +16,7 @@ import (
 	"github.com/google/uuid"
 
 	"github.com/postbus/postbus/events"
+	"github.com/postbus/postbus/internal/wirename"
 )
 
 // LocalConfig configures a Local. The zero value is usable.
@@ -79,11 +80,11 @@ func newLocalTable(all []*Subscription) *localTable {
 // Subscription holds here too.
 func Subscribe[T events.Payload](l *Local, h func(ctx context.Context, e events.Event[T]) error) *Subscription {
 	goType := reflect.TypeFor[T]()
-	name, err := checkHandled(goType)
+	name, err := wirename.Check(goType)
 	handler := localHandler[T]{name: funcName(h), call: h}
 	s := &Subscription{
 		local:  l,
-		info:   SubscriptionInfo{Kind: KindLocal, EventType: name.eventType, SchemaVersion: name.version, GoType: goName(goType), Handler: handler.name},
+		info:   SubscriptionInfo{Kind: KindLocal, EventType: name.EventType, SchemaVersion: name.Version, GoType: goName(goType), Handler: handler.name},
 		goType: goType,
 	}
 	faults := []error{err}

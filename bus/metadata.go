@@ -8,6 +8,7 @@ import (
 	"runtime/debug"
 
 	"github.com/postbus/postbus/events"
+	"github.com/postbus/postbus/internal/wirename"
 )
 
 // ErrMetadata is wrapped by a *[MetadataError].
@@ -50,7 +51,7 @@ func checkMetadata(m map[string]string, e events.DomainEvent) error {
 	if len(m) == 0 {
 		return nil
 	}
-	probe := soundEvent()
+	probe := wirename.SoundEvent()
 	probe.Metadata = m
 	err := probe.Validate()
 	var invalid *events.InvalidEventError

@@ -1,12 +1,10 @@
 package bus
 
 import (
-	"errors"
 	"fmt"
 	"strings"
-	"time"
 
-	"github.com/postbus/postbus/events"
+	"github.com/postbus/postbus/internal/wirename"
 )
 
 // pattern is a set of event types, in this grammar:
@@ -32,7 +30,7 @@ func parsePattern(s string) (pattern, error) {
 	if strings.Contains(eventType, "*") {
 		return pattern{}, fmt.Errorf("the pattern %q has a star that is not its whole last segment: %s", clip(s), grammar)
 	}
-	if fault := faultOfType(eventType); fault != "" {
+	if fault := wirename.FaultOfType(eventType); fault != "" {
 		return pattern{}, fmt.Errorf("the event type in the pattern %q %s; %s", clip(s), fault, grammar)
 	}
 	if open {
@@ -46,25 +44,6 @@ func (p pattern) matches(eventType string) bool {
 		return strings.HasPrefix(eventType, p.begin)
 	}
 	return eventType == p.begin
-}
-
-// faultOfType is what is wrong with an event type by the rules of package events, or "".
-func faultOfType(eventType string) string {
-	probe := soundEvent()
-	probe.EventType = eventType
-	var invalid *events.InvalidEventError
-	if errors.As(probe.Validate(), &invalid) {
-		return invalid.Reason
-	}
-	return ""
-}
-
-// soundEvent is an event with nothing wrong in it, to try one part with.
-func soundEvent() events.DomainEvent {
-	return events.DomainEvent{
-		EventID: events.NewID(), EventType: "sound", SchemaVersion: 1,
-		AggregateID: "-", Timestamp: time.Unix(1, 0), Data: []byte("{}"),
-	}
 }
 
 func clip(s string) string {

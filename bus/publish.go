@@ -10,6 +10,7 @@ import (
 	"github.com/jackc/pgx/v5"
 
 	"github.com/postbus/postbus/events"
+	"github.com/postbus/postbus/internal/wirename"
 )
 
 // ErrNotInTx is wrapped by a *[NotInTxError].
@@ -181,7 +182,7 @@ func (b *EventBus) prepare(ctx context.Context, s *scope, evs []events.Payload) 
 			continue
 		}
 		envelopes = append(envelopes, e)
-		name := wireName{e.EventType, e.SchemaVersion}
+		name := wirename.Name{EventType: e.EventType, Version: e.SchemaVersion}
 		payload := events.Unwrap(p)
 		if t := reflect.TypeOf(payload); t == rawType {
 			payload = nil
@@ -210,11 +211,11 @@ func (b *EventBus) prepare(ctx context.Context, s *scope, evs []events.Payload) 
 // rawType is what events.Raw makes: it has no Go type of its own.
 var rawType = reflect.TypeOf(events.Raw(events.DomainEvent{}))
 
-func checkPublished(t reflect.Type, name wireName) error {
+func checkPublished(t reflect.Type, name wirename.Name) error {
 	if t.Kind() == reflect.Pointer {
 		t = t.Elem()
 	}
-	if err := checkEmbedded(t, name); err != nil {
+	if err := wirename.CheckEmbedded(t, name); err != nil {
 		return &WiringError{GoType: goName(t), Err: err}
 	}
 	return nil

@@ -10,13 +10,14 @@ import (
 	"github.com/jackc/pgx/v5"
 
 	"github.com/postbus/postbus/events"
+	"github.com/postbus/postbus/internal/wirename"
 )
 
 // table is what is subscribed to a bus. It is never changed once it is published
 // through EventBus.subscribed, so that readers need no lock.
 type table struct {
 	all      []*Subscription // in the order of subscription
-	named    map[wireName]*route
+	named    map[wirename.Name]*route
 	patterns []*Subscription // those of all that have one
 }
 
@@ -28,21 +29,21 @@ type route struct {
 }
 
 func newTable(all []*Subscription) *table {
-	t := &table{all: all, named: map[wireName]*route{}}
+	t := &table{all: all, named: map[wirename.Name]*route{}}
 	for _, s := range all {
 		if s.pattern != nil {
 			t.patterns = append(t.patterns, s)
-		} else if t.named[s.wireName()] == nil {
-			t.named[s.wireName()] = &route{open: s.open}
+		} else if t.named[s.name()] == nil {
+			t.named[s.name()] = &route{open: s.open}
 		}
 	}
 	for _, s := range all {
 		if s.pattern == nil {
-			t.named[s.wireName()].add(s)
+			t.named[s.name()].add(s)
 			continue
 		}
 		for name, r := range t.named {
-			if s.pattern.matches(name.eventType) {
+			if s.pattern.matches(name.EventType) {
 				r.add(s)
 			}
 		}
@@ -51,13 +52,13 @@ func newTable(all []*Subscription) *table {
 }
 
 // route gives the handlers of a wire name, or nil if nobody handles it.
-func (t *table) route(name wireName) *route {
+func (t *table) route(name wirename.Name) *route {
 	if r := t.named[name]; r != nil {
 		return r
 	}
 	var r *route
 	for _, s := range t.patterns {
-		if s.pattern.matches(name.eventType) {
+		if s.pattern.matches(name.EventType) {
 			if r == nil {
 				r = &route{}
 			}
@@ -76,8 +77,8 @@ func (r *route) add(s *Subscription) {
 	}
 }
 
-func (s *Subscription) wireName() wireName {
-	return wireName{s.info.EventType, s.info.SchemaVersion}
+func (s *Subscription) name() wirename.Name {
+	return wirename.Name{EventType: s.info.EventType, Version: s.info.SchemaVersion}
 }
 
 // add subscribes s, whose handler is call, unless its wire name has another Go type
@@ -107,9 +108,9 @@ func (b *EventBus) remove(s *Subscription) {
 // checkSameType refuses s if its wire name stands for another Go type among all.
 func checkSameType(all []*Subscription, s *Subscription) error {
 	for _, other := range all {
-		if s.pattern == nil && other.pattern == nil && other.wireName() == s.wireName() && other.goType != s.goType {
+		if s.pattern == nil && other.pattern == nil && other.name() == s.name() && other.goType != s.goType {
 			return fmt.Errorf("%s is already the Go type %s here, and two Go types may not share a wire name and version: subscribe with %[2]s, or give this type its own EventType or SchemaVersion",
-				s.wireName(), other.info.GoType)
+				s.name(), other.info.GoType)
 		}
 	}
 	return nil
@@ -155,7 +156,7 @@ func openTyped[T events.Payload](p events.Payload, e events.DomainEvent) (any, *
 	default:
 		return nil, nil, &WiringError{GoType: goName(reflect.TypeOf(p)), Err: fmt.Errorf(
 			"handlers of %s are subscribed with the Go type %s, and two Go types may not share a wire name and version: publish %[2]s, or give this type its own EventType or SchemaVersion",
-			wireName{e.EventType, e.SchemaVersion}, goName(reflect.TypeFor[T]()))}
+			wirename.Name{EventType: e.EventType, Version: e.SchemaVersion}, goName(reflect.TypeFor[T]()))}
 	}
 	return event, &event.DomainEvent, nil
 }

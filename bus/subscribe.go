@@ -9,6 +9,7 @@ import (
 	"github.com/jackc/pgx/v5"
 
 	"github.com/postbus/postbus/events"
+	"github.com/postbus/postbus/internal/wirename"
 )
 
 // ErrWiring is wrapped by a *[WiringError].
@@ -97,13 +98,13 @@ func SubscribeAfterCommit[T events.Payload](b *EventBus, h func(ctx context.Cont
 func subscribe[T events.Payload](b *EventBus, kind Kind, handler string, isNil bool, call Next) *Subscription {
 	faults := faultsOfCall(b, isNil)
 	goType := reflect.TypeFor[T]()
-	name, err := checkHandled(goType)
+	name, err := wirename.Check(goType)
 	if err != nil {
 		faults = append(faults, err)
 	}
 	s := &Subscription{
 		bus:    b,
-		info:   SubscriptionInfo{Kind: kind, EventType: name.eventType, SchemaVersion: name.version, GoType: goName(goType), Handler: handler},
+		info:   SubscriptionInfo{Kind: kind, EventType: name.EventType, SchemaVersion: name.Version, GoType: goName(goType), Handler: handler},
 		goType: goType,
 		open:   openTyped[T],
 	}

@@ -14,6 +14,7 @@ import (
 	"github.com/jackc/pgx/v5"
 
 	"github.com/postbus/postbus/events"
+	"github.com/postbus/postbus/internal/wirename"
 )
 
 // Option changes the router's defaults for one handler.
@@ -94,11 +95,11 @@ func HandleTx[T events.Payload](r *Router, name string, fn func(ctx context.Cont
 func add[T events.Payload](r *Router, h *handler, isNil bool, opts []Option, call func(context.Context, events.Event[T]) error) {
 	t := reflect.TypeFor[T]()
 	var faults []error
-	name, version, err := zeroName(t)
+	name, err := wirename.Check(t)
 	if err != nil {
 		faults = append(faults, err)
 	}
-	h.eventType, h.version, h.oldest = name, version, version
+	h.eventType, h.version, h.oldest = name.EventType, name.Version, name.Version
 	if isNil {
 		faults = append(faults, errors.New("the function is nil: pass the handler itself"))
 	}

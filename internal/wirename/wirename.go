@@ -1,58 +1,61 @@
-package bus
+// Package wirename finds out what a Go type of events is called between programs, and
+// what is wrong with it as the type of a handler, in this process or behind a broker.
+package wirename
 
 import (
 	"errors"
 	"fmt"
 	"reflect"
 	"sync"
+	"time"
 
 	"github.com/postbus/postbus/events"
 )
 
-// wireName is what an event is called between programs, and the only thing that
+// Name is what an event is called between programs, and the only thing that
 // handlers are found by. The names of Go types play no part: they may change.
-type wireName struct {
-	eventType string
-	version   int
+type Name struct {
+	EventType string
+	Version   int
 }
 
-func (n wireName) String() string { return fmt.Sprintf("%s v%d", n.eventType, n.version) }
+func (n Name) String() string { return fmt.Sprintf("%s v%d", n.EventType, n.Version) }
 
 // zeroName asks a zero value of t, an event type, for its wire name: the name of
 // a type cannot depend on what a value holds. A pointer to it has all methods,
 // whether t declares them on the value or on the pointer.
-func zeroName(t reflect.Type) (name wireName, err error) {
+func zeroName(t reflect.Type) (name Name, err error) {
 	defer func() {
 		if v := recover(); v != nil {
 			err = fmt.Errorf("EventType or SchemaVersion of its zero value panics (%v): let both return constants", v)
 		}
 	}()
 	p := reflect.New(t).Interface().(events.Payload)
-	return wireName{p.EventType(), p.SchemaVersion()}, nil
+	return Name{p.EventType(), p.SchemaVersion()}, nil
 }
 
-// checkHandled returns the wire name of a type that a handler is subscribed
-// with, or all that is wrong with the type.
-func checkHandled(t reflect.Type) (wireName, error) {
+// Check returns the wire name of the type of a handler's events, or all that is
+// wrong with the type.
+func Check(t reflect.Type) (Name, error) {
 	switch t.Kind() {
 	case reflect.Pointer:
-		return wireName{}, fmt.Errorf("it is a pointer: subscribe with events.Event[%s] and declare its methods on the value; events published by pointer reach the handler too", t.Elem())
+		return Name{}, fmt.Errorf("it is a pointer: take events.Event[%s] and declare its methods on the value; events published by pointer reach the handler too", t.Elem())
 	case reflect.Interface:
-		return wireName{}, errors.New("it is an interface, which has no wire name: subscribe once for each Go type that implements it")
+		return Name{}, errors.New("it is an interface, which has no wire name: add a handler for each Go type that implements it")
 	}
 	name, err := zeroName(t)
 	if err != nil {
 		return name, err
 	}
 	var faults []error
-	if fault := faultOfType(name.eventType); fault != "" {
+	if fault := FaultOfType(name.EventType); fault != "" {
 		faults = append(faults, fmt.Errorf("EventType of its zero value %s", fault))
 	}
-	if name.version < 1 || name.version > events.MaxSchemaVersion {
-		faults = append(faults, fmt.Errorf("SchemaVersion of its zero value is %d: return a constant, versions start at 1", name.version))
+	if name.Version < 1 || name.Version > events.MaxSchemaVersion {
+		faults = append(faults, fmt.Errorf("SchemaVersion of its zero value is %d: return a constant, versions start at 1", name.Version))
 	}
 	if len(faults) == 0 {
-		if err := checkEmbedded(t, name); err != nil {
+		if err := CheckEmbedded(t, name); err != nil {
 			faults = append(faults, err)
 		}
 	}
@@ -63,13 +66,13 @@ func checkHandled(t reflect.Type) (wireName, error) {
 // outer struct passes for it without saying so.
 type embedded struct {
 	goType reflect.Type
-	name   wireName
+	name   Name
 	opaque bool // an interface, or its name needs a value: any name may come of it
 }
 
-// checkEmbedded refuses a type that goes by the name of an event it embeds. A
+// CheckEmbedded refuses a type that goes by the name of an event it embeds. A
 // struct that embeds version 1 and declares SchemaVersion 2 itself is fine.
-func checkEmbedded(t reflect.Type, name wireName) error {
+func CheckEmbedded(t reflect.Type, name Name) error {
 	for _, e := range embeddedIn(t) {
 		if e.opaque {
 			return fmt.Errorf("it embeds %s, whose methods may stand in for its own: make that a named field and declare EventType, SchemaVersion and AggregateID on %s", e.goType, t)
@@ -125,4 +128,23 @@ func findEmbedded(t reflect.Type, seen map[reflect.Type]bool) (found []embedded)
 		found = append(found, findEmbedded(inner, seen)...)
 	}
 	return found
+}
+
+// FaultOfType is what is wrong with an event type by the rules of package events, or "".
+func FaultOfType(eventType string) string {
+	probe := SoundEvent()
+	probe.EventType = eventType
+	var invalid *events.InvalidEventError
+	if errors.As(probe.Validate(), &invalid) {
+		return invalid.Reason
+	}
+	return ""
+}
+
+// SoundEvent is an event with nothing wrong in it, to try one part with.
+func SoundEvent() events.DomainEvent {
+	return events.DomainEvent{
+		EventID: events.NewID(), EventType: "sound", SchemaVersion: 1,
+		AggregateID: "-", Timestamp: time.Unix(1, 0), Data: []byte("{}"),
+	}
 }
