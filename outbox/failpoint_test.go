@@ -412,7 +412,7 @@ func TestParkingUnderFire(t *testing.T) {
 				done += perKill
 				spec := childSpec{Database: testkit.URL(t, testkit.PG15), Schema: f.schema, Broker: broker,
 					Point: failpoints[random.IntN(len(failpoints))], Hit: int64(1 + random.IntN(8)), Policy: policy,
-					Window: 32, Attempts: 4, Lease: 400 * time.Millisecond}
+					Window: 32, Attempts: 4, Lease: 400 * time.Millisecond, PerKey: random.IntN(2) == 0}
 				args, _ := json.Marshal(spec)
 				child := testkit.StartChild(t, "relay at a failpoint", string(args))
 				enough := s.distinct() + 1 + random.IntN(perKill*len(keys)/2)
