@@ -56,7 +56,8 @@ type BatchPublisher interface {
 	// It returns when every result is known, at the latest when ctx is done: what
 	// had been sent by then and is unanswered is Unknown. It neither retries beyond
 	// ctx nor keeps msgs or results after it has returned. The relay calls it from
-	// several goroutines at once, never with the same key in two calls at a time.
+	// several goroutines at once, never with the same key in two calls at a time, save for a call that
+	// was left behind because it did not return in time.
 	PublishBatch(ctx context.Context, msgs []*Message, results []Result)
 
 	// BatchContract says what the relay may rely on. It is asked once, at construction.
