@@ -11,6 +11,7 @@ import (
 
 	"github.com/postbus/postbus/events"
 	"github.com/postbus/postbus/internal/failpoint"
+	"github.com/postbus/postbus/internal/reason"
 )
 
 // dispatch hands a message to all handlers it is for, and returns nil when every
@@ -142,7 +143,7 @@ func (r *Router) report(result HandlerResult) {
 	defer func() {
 		if v := recover(); v != nil {
 			p := newPanicError(v)
-			r.cfg.Logger.Error("Config.OnResult panicked", "error", reasonOf(p), "stack", string(p.Stack))
+			r.cfg.Logger.Error("Config.OnResult panicked", "error", reason.Of(p), "stack", string(p.Stack))
 		}
 	}()
 	r.cfg.OnResult(result)

@@ -1,7 +1,9 @@
 package handlers
 
+import "github.com/postbus/postbus/internal/reason"
+
 // Failpoints lists the named instructions for the tests outside of the package.
 var Failpoints = failpoints
 
 // ReasonOf is what an error becomes in a header.
-var ReasonOf = reasonOf
+var ReasonOf = reason.Of

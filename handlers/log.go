@@ -5,6 +5,8 @@ import (
 	"errors"
 	"log/slog"
 	"time"
+
+	"github.com/postbus/postbus/internal/reason"
 )
 
 // log writes one line about a result, without building it when nobody reads it.
@@ -43,14 +45,14 @@ func (r *Router) unknown(topic, eventType, replayFor string) {
 		return // for somebody else's handler
 	}
 	r.counters.unknownTypes.Add(1)
-	r.cfg.Logger.Debug("no handler for an event type: acked", "topic", topic, "event_type", cut(eventType, 128))
+	r.cfg.Logger.Debug("no handler for an event type: acked", "topic", topic, "event_type", reason.Cut(eventType, 128))
 }
 
 func appendError(attrs []slog.Attr, err error) []slog.Attr {
 	if err == nil {
 		return attrs
 	}
-	attrs = append(attrs, slog.String("error", reasonOf(err)))
+	attrs = append(attrs, slog.String("error", reason.Of(err)))
 	var panicked *PanicError
 	if errors.As(err, &panicked) {
 		attrs = append(attrs, slog.String("stack", string(panicked.Stack)))

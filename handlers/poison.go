@@ -11,6 +11,7 @@ import (
 	"github.com/google/uuid"
 
 	"github.com/postbus/postbus/internal/failpoint"
+	"github.com/postbus/postbus/internal/reason"
 )
 
 // PoisonConfig says where messages go that a handler gives up.
@@ -23,6 +24,10 @@ type PoisonConfig struct {
 	// publishers that heed it. Defaults to 10 s.
 	Timeout time.Duration
 }
+
+// MaxReasonBytes bounds HeaderPoisonReason, in bytes of UTF-8. A poison queue refuses
+// messages whose headers grow, and then nothing gets out of the consumer any more.
+const MaxReasonBytes = reason.MaxBytes
 
 // DefaultPoisonTopic is topic with ".poison" behind it.
 func DefaultPoisonTopic(topic string) string { return topic + ".poison" }
@@ -137,7 +142,7 @@ func (p *poisoner) publish(ctx context.Context, msg *message.Message, d *Deliver
 	poison := message.NewMessageWithContext(ctx, msg.UUID, msg.Payload)
 	poison.Metadata = copyHeaders(msg.Metadata)
 	poison.Metadata[HeaderPoisonHandler] = d.Handler
-	poison.Metadata[HeaderPoisonReason] = reasonOf(gaveUp.Err)
+	poison.Metadata[HeaderPoisonReason] = reason.Of(gaveUp.Err)
 	poison.Metadata[HeaderPoisonAttempts] = strconv.Itoa(gaveUp.Attempts)
 	poison.Metadata[HeaderPoisonTopic] = d.Topic
 	poison.Metadata[HeaderPoisonTime] = time.Now().UTC().Format(time.RFC3339Nano)

@@ -12,6 +12,7 @@ import (
 	"github.com/google/uuid"
 
 	"github.com/postbus/postbus/events"
+	"github.com/postbus/postbus/internal/reason"
 )
 
 // ReplayConfig configures a Replayer. The zero value replays everything.
@@ -180,7 +181,7 @@ func (r *Replayer) Replay(ctx context.Context, poisonTopic string) (report Repla
 		case fault != nil:
 			report.Unreadable++
 			r.cfg.Logger.Warn("a message stays in the poison queue, since nobody knows where it came from",
-				"topic", poisonTopic, "message", msg.UUID, "error", reasonOf(fault))
+				"topic", poisonTopic, "message", msg.UUID, "error", reason.Of(fault))
 		default:
 			report.Kept++
 		}
@@ -203,7 +204,7 @@ func (r *Replayer) read(msg *message.Message, poisonTopic string) (p Poisoned, f
 	case p.Handler != UndecodableHandler && p.EventID == uuid.Nil:
 		return p, fmt.Errorf("the header %s is no event id", HeaderPoisonEventID)
 	case r.cfg.PoisonTopic(p.Topic) != poisonTopic:
-		return p, fmt.Errorf("its origin %q has another poison queue: set ReplayConfig.PoisonTopic to what the router has", cut(p.Topic, 128))
+		return p, fmt.Errorf("its origin %q has another poison queue: set ReplayConfig.PoisonTopic to what the router has", reason.Cut(p.Topic, 128))
 	}
 	return p, nil
 }

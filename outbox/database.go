@@ -22,7 +22,8 @@ type database struct {
 // table gives the quoted name of a table or sequence of ours.
 func (d *database) table(name string) string { return pgx.Identifier{d.schema, name}.Sanitize() }
 
-// statement is one step of a transaction. rows, if set, is how many it must touch.
+// statement is one step of a transaction. rows is how many it
+// touches unless the database is not as we left it, which is told after the commit.
 type statement struct {
 	sql  string
 	args []any

@@ -3,8 +3,10 @@ package outbox
 import (
 	"container/heap"
 	"context"
+	"fmt"
 	"math/rand/v2"
 	"slices"
+	"strings"
 	"testing"
 	"testing/synctest"
 	"time"
@@ -166,5 +168,17 @@ func TestBackoffGoesOnWhereTheLastHolderLeftIt(t *testing.T) {
 		if got := r.backoff(attempts).NextBackOff(); got < want/2 || got > want*3/2 {
 			t.Errorf("after %d attempts: %s, want %s give or take a half", attempts, got, want)
 		}
+	}
+}
+
+// What is kept of an error stands in a column and a log: no password, no NUL, no novel.
+func TestErrorTextIsFitToBeKept(t *testing.T) {
+	t.Parallel()
+	got := errorText(fmt.Errorf("dial amqp://app:hunter2@broker:5672: refused\x00 %s", strings.Repeat("x", 10_000)))
+	if strings.Contains(got, "hunter2") || strings.Contains(got, "\x00") || len(got) > 1024 || !strings.Contains(got, "broker:5672") {
+		t.Errorf("%d bytes: %.120q", len(got), got)
+	}
+	if errorText(nil) == "" {
+		t.Error("no word for an error that is missing")
 	}
 }

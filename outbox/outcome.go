@@ -2,11 +2,11 @@ package outbox
 
 import (
 	"errors"
-	"strings"
 	"time"
-	"unicode/utf8"
 
 	"github.com/cenkalti/backoff/v5"
+
+	"github.com/postbus/postbus/internal/reason"
 )
 
 // settle turns the results of a call into states. Sent events are settled, or,
@@ -129,19 +129,11 @@ func (r RetryConfig) backoff(attempts int) *backoff.ExponentialBackOff {
 	return b
 }
 
-const maxErrorText = 1024
-
-// errorText is what is kept of an error: bounded, and fit for a text column.
+// errorText is what is kept of an error: bounded, fit for a text column and a log,
+// without what looks like a credential.
 func errorText(err error) string {
 	if err == nil {
 		return "the publisher gave no error"
 	}
-	s := strings.ReplaceAll(strings.ToValidUTF8(err.Error(), "�"), "\x00", "�")
-	if len(s) > maxErrorText {
-		s = s[:maxErrorText]
-		for !utf8.ValidString(s) {
-			s = s[:len(s)-1]
-		}
-	}
-	return s
+	return reason.Of(err)
 }

@@ -195,7 +195,7 @@ func TestPermanentErrorIsGivenUpAtOnce(t *testing.T) {
 			id := f.parkedID("bad", 2)
 			eventually(t, func() bool { e, err := f.desk().Get(t.Context(), id); return err == nil && e.State == ParkedGivenUp }, "given up")
 			e, err := f.desk().Get(t.Context(), id)
-			if err != nil || e.Attempts != 1 || e.LastError != "too large � for this broker" || e.Key != "bad" || e.Topic != "order" || e.Bytes == 0 {
+			if err != nil || e.Attempts != 1 || e.LastError != "too large   for this broker" || e.Key != "bad" || e.Topic != "order" || e.Bytes == 0 {
 				t.Errorf("got %+v, %v", e, err)
 			}
 			want := []int{1}

@@ -1,4 +1,5 @@
-package handlers
+// Package reason makes the text of an error fit to be kept: in a header, a column, a log.
+package reason
 
 import (
 	"regexp"
@@ -6,10 +7,8 @@ import (
 	"unicode"
 )
 
-// MaxReasonBytes bounds the text of an error in a header, in bytes of UTF-8. A
-// poison queue refuses messages whose headers grow, and then nothing gets out of
-// the consumer any more.
-const MaxReasonBytes = 1 << 10
+// MaxBytes bounds the text of an error that is kept, in bytes of UTF-8.
+const MaxBytes = 1 << 10
 
 // examinedBytes is how much of an error's text is looked at: more than is kept,
 // so that what is cut later is whole when secrets are searched.
@@ -23,9 +22,9 @@ var (
 	secret = regexp.MustCompile(`(?i)(pass(?:word|wd|phrase|file)?|pwd|secret|token|api[_-]?key|authorization)(["']?\s*[=:]\s*)(?:'[^']*'?|"[^"]*"?|(?:bearer |basic )?[^\s,;&]+)`)
 )
 
-// reasonOf is the text of err as it may travel in a header or stand in a log: one
+// Of is the text of err as it may travel in a header, or stand in a column or a log: one
 // line, valid UTF-8, short, without what looks like a credential.
-func reasonOf(err error) string {
+func Of(err error) string {
 	text := err.Error()
 	if len(text) > examinedBytes {
 		text = text[:examinedBytes]
@@ -38,11 +37,11 @@ func reasonOf(err error) string {
 	}, strings.ToValidUTF8(text, "\uFFFD"))
 	text = userinfo.ReplaceAllString(text, "${1}***@")
 	text = secret.ReplaceAllString(text, "${1}${2}***")
-	return cut(text, MaxReasonBytes)
+	return Cut(text, MaxBytes)
 }
 
-// cut shortens valid UTF-8 to at most most bytes, and shows that it did.
-func cut(s string, most int) string {
+// Cut shortens valid UTF-8 to at most most bytes, and shows that it did.
+func Cut(s string, most int) string {
 	if len(s) <= most {
 		return s
 	}
