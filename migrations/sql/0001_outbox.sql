@@ -23,6 +23,7 @@ CREATE SEQUENCE {schema}.outbox_id AS bigint CACHE 1;
 CREATE TABLE {schema}.outbox (
     xid            xid8     NOT NULL DEFAULT pg_current_xact_id(),
     id             bigint   NOT NULL DEFAULT nextval('{schema}.outbox_id'),
+    at             timestamptz NOT NULL DEFAULT clock_timestamp(), -- when it was appended, for people and for retention; no order rests on it
     slot           smallint NOT NULL CHECK (slot BETWEEN 0 AND 255), -- FNV-1a (32 bit) of partition_key, mod 256
     schema_version integer  NOT NULL,
     event_id       uuid     NOT NULL,
@@ -36,6 +37,21 @@ CREATE TABLE {schema}.outbox (
 );
 ALTER SEQUENCE {schema}.outbox_id OWNED BY {schema}.outbox.id;
 CREATE INDEX outbox_xid_id ON {schema}.outbox (xid, id);
+
+-- Who reads the log: relays and durable handlers, each with how it is steered.
+-- A row is written by the first Run of its name, changed by the holder of its lease
+-- in the transaction of a link, and deleted by Drop.
+CREATE TABLE {schema}.relay (
+    relay       text             NOT NULL,
+    kind        text             NOT NULL CHECK (kind IN ('relay', 'handler')),
+    created_at  timestamptz      NOT NULL DEFAULT clock_timestamp(),
+    paused      boolean          NOT NULL DEFAULT false,
+    rate        double precision CHECK (rate > 0), -- events a second at most; NULL: as fast as it can
+    types       text[],                            -- event types and patterns it lets through; NULL: all
+    skip_below  bigint           NOT NULL DEFAULT 0, -- events with lower ids are left out, those still to be committed too
+    lost_at     timestamptz,                       -- when retention's cap ended the position
+    CONSTRAINT relay_pkey PRIMARY KEY (relay)
+);
 
 -- The positions: a chain of inserted links per relay and slot range. The latest
 -- link, by n, is the position; whoever inserts n+1 has seen n.
@@ -75,7 +91,7 @@ CREATE TABLE {schema}.parked (
     relay          text        NOT NULL,
     log_id         bigint      NOT NULL,
     slot           smallint    NOT NULL,
-    state          text        NOT NULL CHECK (state IN ('retrying', 'waiting', 'given_up', 'settled', 'discarded')),
+    state          text        NOT NULL CHECK (state IN ('retrying', 'waiting', 'given_up', 'discarded')),
     attempts       integer     NOT NULL DEFAULT 0,
     replays        integer     NOT NULL DEFAULT 0,
     last_error     text,
@@ -93,12 +109,15 @@ CREATE TABLE {schema}.parked (
     CONSTRAINT parked_pkey PRIMARY KEY (relay, log_id)
 );
 
--- What a person asks of a relay; carried out by the holder of its lease.
+-- What a person asks of a relay or durable handler; carried out by the holder of
+-- its lease, and kept as the record of who did what.
 CREATE TABLE {schema}.relay_request (
     id           bigint      GENERATED ALWAYS AS IDENTITY PRIMARY KEY,
     relay        text        NOT NULL,
-    log_id       bigint      NOT NULL,
-    action       text        NOT NULL CHECK (action IN ('replay', 'discard')),
+    action       text        NOT NULL CHECK (action IN ('replay', 'discard', 'pause', 'resume', 'rate', 'types', 'rewind', 'skip', 'drop', 'rebase')),
+    log_id       bigint,               -- replay, discard: the parked event; rewind, skip: where to
+    rate         double precision,     -- rate: events a second, NULL: as fast as it can
+    types        text[],               -- types: what to let through, NULL: all
     requested_by text        NOT NULL DEFAULT session_user,
     requested_at timestamptz NOT NULL DEFAULT clock_timestamp(),
     done_at      timestamptz,
