@@ -17,7 +17,8 @@
 //	})
 //
 // A transaction that the application begins and commits itself is followed:
-// [Follow].
+// [Follow]. A domain that imports nothing of ours publishes through an interface of
+// its own: [PublisherOf].
 //
 // Published events stand in the outbox, from where a relay takes them to a
 // broker. An in-tx handler is part of the transaction: it writes through it, may
@@ -39,7 +40,8 @@
 //     what in-tx handlers wrote (TestPublishCommits, TestRollbackAnnouncesNothing,
 //     TestPanicInFnRollsBackAndGoesOn, TestGoexitCommitsNothing).
 //  2. All events of one Publish stand in the log in their order, and before those
-//     that their handlers publish (TestOrderInTheLog).
+//     that their handlers publish, also through a domain's own interface
+//     (TestOrderInTheLog, TestPublisherOfADomain).
 //  3. What is announced after a commit is what is in the log, in its order of
 //     publication, savepoints included, to any depth
 //     (TestAnnouncedIsWhatIsCommitted, TestSavepoints).

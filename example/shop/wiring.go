@@ -91,8 +91,8 @@ func newShop(pool *pgxpool.Pool, client redis.UniversalClient, cfg Config) (*Sho
 	s := &Shop{
 		pool: pool, bus: eventBus, router: router, replayer: replayer,
 		subscriber: subscriber, publisher: publisher,
-		orders:   order.New(tells[order.Event]{eventBus}),
-		payments: payment.New(tells[payment.Event]{eventBus}),
+		orders:   order.New(bus.PublisherOf[order.Event](eventBus)),
+		payments: payment.New(bus.PublisherOf[payment.Event](eventBus)),
 		stock:    stock.New(cfg.Labels),
 		mail:     mail.New(cfg.Mail),
 		ticker:   &ticker{},
@@ -100,13 +100,6 @@ func newShop(pool *pgxpool.Pool, client redis.UniversalClient, cfg Config) (*Sho
 	s.wireBus()
 	s.wireRouter()
 	return s, nil
-}
-
-// tells is the Publisher of a domain: E is the domain's own event interface.
-type tells[E events.Payload] struct{ bus *bus.EventBus }
-
-func (t tells[E]) Publish(ctx context.Context, tx pgx.Tx, evs ...E) error {
-	return bus.PublishAll(ctx, t.bus, tx, evs)
 }
 
 // wireBus says who listens in this process.

@@ -41,6 +41,7 @@ func refused(ctx context.Context, b *bus.EventBus, tx pgx.Tx, pool *pgxpool.Pool
 	_ = b.Publish(ctx, conn, placed{})           // ERROR a connection where a transaction belongs
 	_ = b.Publish(ctx, tx, misspelt{})           // ERROR a method is misspelt
 	_ = bus.PublishAll(ctx, b, tx, []misspelt{}) // ERROR the same in a slice
+	_ = bus.PublisherOf[misspelt](b)             // ERROR the same for a domain
 	_ = bus.InTx(ctx, tx, nothing)               // ERROR a transaction where a pool belongs
 	_ = bus.InTx(ctx, pool, pooled)              // ERROR fn wants a pool
 	bus.SubscribeInTx(b, afterCommit)            // ERROR the wrong kind of handler
