@@ -1,0 +1,9 @@
+package typepattern
+
+import (
+	"testing"
+
+	"github.com/postbus/postbus/internal/testkit"
+)
+
+func TestMain(m *testing.M) { testkit.Main(m) }
