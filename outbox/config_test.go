@@ -61,16 +61,3 @@ func TestNilPublisherIsRefused(t *testing.T) {
 		t.Errorf("a good one: %v", err)
 	}
 }
-
-func TestDeskRefusesWhatNamesNoRelay(t *testing.T) {
-	t.Parallel()
-	_, err := NewParked(nil, "no schema", "No Name")
-	if !errors.Is(err, ErrInvalidConfig) {
-		t.Fatalf("got %v", err)
-	}
-	for _, fault := range []string{"the pool is nil", "schema", "relay is"} {
-		if !strings.Contains(err.Error(), fault) {
-			t.Errorf("%q is not reported in %v", fault, err)
-		}
-	}
-}

@@ -11,8 +11,8 @@
 //	relay, err := outbox.NewRelay(pool, publisher, outbox.RelayConfig{Name: "kafka"})
 //	err = relay.Run(ctx) // in as many processes as you like: one works, the others stand by
 //
-//	desk, err := outbox.NewParked(pool, migrations.DefaultSchema, "kafka")
-//	parked, err := desk.List(ctx, 0, 100) // what the relay has put aside, and why
+//	desk, err := outbox.NewDesk(pool, "kafka", outbox.DeskConfig{By: "anna"})
+//	parked, err := desk.Parked(ctx, outbox.ParkedFilter{}, 0, 100) // what the relay has put aside, and why
 //	err = desk.Replay(ctx, parked[0].LogID)
 //
 // publisher is any message.Publisher of Watermill. One that is also a
@@ -47,7 +47,8 @@
 // clean stop).
 //
 // Or not: parking.go (put aside, in the transaction whose link passes it),
-// parkedload.go (found again by the next holder), parked.go (the desk), request.go
+// parkedload.go (found again by the next holder), desk.go, deskparked.go and
+// deskfilter.go (a person looks, and asks), request.go
 // (replay and discard, carried out). errors.go and failpoints.go belong to all.
 //
 // # Guarantees

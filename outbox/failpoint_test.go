@@ -222,7 +222,7 @@ func (tr *trouble) rule(m *Message, n int) Result {
 // decide does what a person at the desk does: once for each event given up.
 func (tr *trouble) decide() {
 	tr.f.t.Helper()
-	all, err := tr.f.desk().List(context.Background(), 0, 10_000)
+	all, err := tr.f.desk().Parked(context.Background(), ParkedFilter{}, 0, 10_000)
 	if err != nil {
 		tr.f.t.Fatal(err)
 	}

@@ -62,19 +62,19 @@ func (f *fixture) backlog(n int, keys ...string) {
 	f.tx(func(tx pgx.Tx) error { return f.log.Append(f.t.Context(), tx, evs...) })
 }
 
-func (f *fixture) desk() *Parked {
+func (f *fixture) desk() *Desk {
 	f.t.Helper()
-	p, err := NewParked(f.pool, f.schema, "test")
+	d, err := NewDesk(f.pool, "test", DeskConfig{Schema: f.schema})
 	if err != nil {
 		f.t.Fatal(err)
 	}
-	return p
+	return d
 }
 
 // parkedStates gives the states of a key's parked rows, in order.
 func (f *fixture) parkedStates(key string) (states []ParkedState) {
 	f.t.Helper()
-	all, err := f.desk().List(context.Background(), 0, 10_000)
+	all, err := f.desk().Parked(context.Background(), ParkedFilter{}, 0, 10_000)
 	if err != nil {
 		f.t.Fatal(err)
 	}

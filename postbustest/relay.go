@@ -97,13 +97,13 @@ func forTests(cfg outbox.RelayConfig, log *testLog) outbox.RelayConfig {
 
 func desk(t testing.TB, pool *pgxpool.Pool, cfg outbox.RelayConfig) (all []outbox.ParkedEvent) {
 	t.Helper()
-	parked, err := outbox.NewParked(pool, cfg.Schema, cfg.Name)
+	open, err := outbox.NewDesk(pool, cfg.Name, outbox.DeskConfig{Schema: cfg.Schema})
 	if err != nil {
 		t.Fatalf("RunToEnd: %v", err)
 	}
 	const page = 1000
 	for after := int64(0); ; {
-		found, err := parked.List(context.Background(), after, page) // has a timeout of its own
+		found, err := open.Parked(context.Background(), outbox.ParkedFilter{}, after, page) // has a timeout of its own
 		if err != nil {
 			t.Fatalf("RunToEnd: %v", err)
 		}

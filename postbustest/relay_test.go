@@ -97,7 +97,7 @@ func TestRunToEndOutlivesFaults(t *testing.T) {
 
 	// A replay is part of what has to be done.
 	poison.Stop()
-	desk, err := outbox.NewParked(w.pool, w.schema, "test")
+	desk, err := outbox.NewDesk(w.pool, "test", outbox.DeskConfig{Schema: w.schema})
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -130,7 +130,7 @@ func TestRunToEndSkipsKeys(t *testing.T) {
 		t.Fatalf("parked: %+v", parked)
 	}
 	postbustest.RequirePublished[OrderCancelled](t, &b, postbustest.Times(2))
-	desk, err := outbox.NewParked(w.pool, w.schema, "test")
+	desk, err := outbox.NewDesk(w.pool, "test", outbox.DeskConfig{Schema: w.schema})
 	if err != nil {
 		t.Fatal(err)
 	}
