@@ -51,6 +51,9 @@
 // deskfilter.go (a person looks, and asks), request.go
 // (replay and discard, carried out). errors.go and failpoints.go belong to all.
 //
+// Out of the log: retentionlock.go (what moves a position back, and what takes rows,
+// take turns).
+//
 // # Guarantees
 //
 //  1. An append is part of the caller's transaction, and all of one call is appended
