@@ -9,7 +9,7 @@ PACKAGES    ?= ./...
 FUZZTIME    ?= 30s
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test lint fuzz servers-up servers-down servers-status go-is-there
+.PHONY: help demo test lint fuzz servers-up servers-down servers-status go-is-there bench soak
 
 help: ## print the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-16s %s\n", $$1, $$2 }' Makefile
@@ -49,3 +49,9 @@ go-is-there:
 	if [ "$${minor:-0}" -lt 25 ]; then \
 		echo "Postbus needs Go 1.25 or later, and this shell finds $$version: install Go, or put it into PATH." >&2; exit 1; \
 	fi
+
+bench: servers-up ## measure ours beside peers and limits; QUICK=1, ONLY=drain.null,wake
+	@cd bench && $(GO) build -o ../.dev/bin/bench . && . ../.dev/env && exec ../.dev/bin/bench $(BENCHFLAGS)
+
+soak: servers-up ## the two comparisons that take minutes
+	@cd bench && $(GO) build -o ../.dev/bin/bench . && . ../.dev/env && exec ../.dev/bin/bench -soak $(BENCHFLAGS)
