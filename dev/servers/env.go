@@ -8,6 +8,8 @@ import (
 	"os"
 	"path/filepath"
 	"strings"
+
+	"github.com/postbus/postbus/internal/pgserver"
 )
 
 // env prints the addresses as shell commands.
@@ -20,7 +22,7 @@ func env(p place, w io.Writer) error {
 	if len(missing) > 0 {
 		return fmt.Errorf("no address for %s; run `make servers-up` first", strings.Join(missing, ", "))
 	}
-	_, err = io.WriteString(w, lines)
+	_, err = io.WriteString(w, lines+p.binariesLine())
 	return err
 }
 
@@ -34,14 +36,21 @@ func exports(st *state) (lines string, missing []string) {
 			missing = append(missing, s.title)
 			continue
 		}
-		fmt.Fprintf(&b, "export %s='%s'\n", s.variable, strings.ReplaceAll(r.URL, "'", `'\''`))
+		b.WriteString(export(s.variable, r.URL))
 	}
 	return b.String(), missing
 }
 
+func export(name, value string) string {
+	return fmt.Sprintf("export %s='%s'\n", name, strings.ReplaceAll(value, "'", `'\''`))
+}
+
 // writeEnv writes .dev/env, from which `go test` learns the addresses.
-func (p place) writeEnv(st *state) error {
+func (p place) writeEnv(st *state, testBinaries string) error {
 	lines, _ := exports(st)
+	if testBinaries != "" {
+		lines += export(pgserver.BinVariable, testBinaries)
+	}
 	if err := replaceFile(p.envFile(), []byte(lines)); err != nil {
 		return fmt.Errorf("write the addresses: %w", err)
 	}

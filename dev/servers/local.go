@@ -4,7 +4,6 @@ import (
 	"errors"
 	"fmt"
 	"os"
-	"os/exec"
 	"path/filepath"
 	"time"
 
@@ -23,31 +22,6 @@ type local struct {
 // step reports what takes long, under the server's name.
 func (l local) step(what string, do func() error) error {
 	return l.upper.step(l.server.title, what, do)
-}
-
-// program finds a binary in one of the folders, or installs the Debian package
-// that holds it. It does not ask PATH, which often lacks the sbin folders and
-// may hold another version.
-func (l local) program(name, debianPackage string, folders ...string) (string, error) {
-	find := func() (string, bool) {
-		for _, folder := range folders {
-			path := filepath.Join(folder, name)
-			if _, err := exec.LookPath(path); err == nil {
-				return path, true
-			}
-		}
-		return "", false
-	}
-	if path, ok := find(); ok {
-		return path, nil
-	}
-	if err := l.debian.install(l, debianPackage); err != nil {
-		return "", err
-	}
-	if path, ok := find(); ok {
-		return path, nil
-	}
-	return "", fmt.Errorf("find %s after installing %s: it is in none of %v", name, debianPackage, folders)
 }
 
 // fromLocal starts the server's process, on its old data if it has any. Data
@@ -75,7 +49,7 @@ func (u *upper) fromLocal(s *server, old, behind record) error {
 }
 
 func (u *upper) startLocal(s *server, dir string, port int, behind string) error {
-	if port == 0 || process.PortFree(port) != nil {
+	if port == 0 || process.PortFree(port) != nil { // taken meanwhile: another will do
 		var err error
 		if port, err = process.FreePort(); err != nil {
 			return err
@@ -94,7 +68,11 @@ func (u *upper) startLocal(s *server, dir string, port int, behind string) error
 		return errors.Join(err, p.Stop(s.stop, stopPatience))
 	}
 	err = l.step("starting", func() error {
-		return p.Ready(time.Minute, func() error { return s.answers(r.URL, false) })
+		err := p.Ready(time.Minute, func() error { return s.answers(r.URL, false) })
+		if err == nil && !p.Alive() {
+			err = fmt.Errorf("somebody else answers at %s, and the process that was started is gone; try again", withoutPassword(r.URL))
+		}
+		return err
 	})
 	if err != nil {
 		return errors.Join(err, u.quit(s, r))

@@ -1,101 +1,118 @@
 package main
 
 import (
-	"archive/zip"
 	"errors"
 	"fmt"
 	"io"
+	"net/http"
+	"net/url"
 	"os"
+	"os/user"
+	"path"
 	"path/filepath"
-	"runtime"
 	"strings"
-
-	"github.com/postbus/postbus/internal/testkit/process"
+	"time"
 )
 
-// Postgres 18 is not in Debian 12. Maven Central has its binaries: a jar, in
-// it one .txz, in it bin, lib and share.
 const (
-	postgres18Version = "18.1.0"
-	postgres18Group   = "io.zonky.test.postgres"
-	mavenCopy         = "org.apache.maven.plugins:maven-dependency-plugin:3.8.1:copy"
+	mavenCopy = "org.apache.maven.plugins:maven-dependency-plugin:3.8.1:copy"
+
+	// mavenVariable names a Maven repository, http(s) or a file:// folder in
+	// its layout, to fetch from without the program mvn.
+	mavenVariable = "POSTBUS_MAVEN_URL"
+	mavenPatience = 15 * time.Minute
+	jarLimit      = 100 << 20 // bytes; the jars have 15 MB
 )
 
-// postgres18Binaries returns the folder of binaries, downloaded once.
-func postgres18Binaries(l local) (string, error) {
-	binaries, err := l.folder("bin")
-	if err != nil {
-		return "", err
-	}
-	home := filepath.Join(binaries, "postgres-"+postgres18Version)
-	bin := filepath.Join(home, "bin")
-	if _, err := os.Stat(bin); err == nil {
-		return bin, nil
-	}
-	arch := map[string]string{"amd64": "amd64", "arm64": "arm64v8"}[runtime.GOARCH]
-	if runtime.GOOS != "linux" || arch == "" {
-		return "", fmt.Errorf("%w: there are no binaries to download for %s/%s; start Docker, or set %s to a server of yours",
-			errNotInstalled, runtime.GOOS, runtime.GOARCH, l.server.variable)
-	}
-	mvn, err := l.program("mvn", "maven", "/usr/bin", "/usr/local/bin", "/opt/maven/bin")
-	if err != nil {
-		return "", err
-	}
+var maven = program{name: "mvn", folders: []string{"/usr/bin", "/usr/local/bin", "/opt/maven/bin"}, lack: lack{debian: "maven"}}
 
-	// All in a folder that gets its name last: a half download is never used.
-	fresh := home + ".new"
-	if err := errors.Join(os.RemoveAll(fresh), openDir(fresh)); err != nil {
-		return "", fmt.Errorf("make a folder for the binaries: %w", err)
+// fetch gets the jar: from the repository that the environment names, or with
+// Maven, which asks its settings.xml where to fetch from.
+func (a archive) fetch(l local, jar string) error {
+	if repository := strings.TrimSpace(os.Getenv(mavenVariable)); repository != "" {
+		return l.step("downloading "+a.jar()+" from "+mavenVariable, func() error { return a.fetchFrom(repository, jar) })
 	}
-	artifact := "embedded-postgres-binaries-linux-" + arch
-	err = l.step("downloading "+artifact+" "+postgres18Version+" with Maven", func() error {
-		return command(nil, mvn, "-q", "-B", mavenCopy, "-DoutputDirectory="+fresh,
-			"-Dartifact="+strings.Join([]string{postgres18Group, artifact, postgres18Version}, ":"))
-	})
-	if err != nil {
-		return "", err
-	}
-	jar := filepath.Join(fresh, artifact+"-"+postgres18Version+".jar")
-	if err := l.step("unpacking the binaries", func() error { return unpackJar(jar, fresh) }); err != nil {
-		return "", err
-	}
-	return bin, os.Rename(fresh, home)
-}
-
-// unpackJar unpacks the one .txz in the jar into dir, and removes the jar.
-func unpackJar(jar, dir string) error {
-	r, err := zip.OpenReader(jar)
-	if err != nil {
-		return fmt.Errorf("open %s: %w", jar, err)
-	}
-	defer r.Close()
-	for _, entry := range r.File {
-		if !strings.HasSuffix(entry.Name, ".txz") {
-			continue
-		}
-		txz := filepath.Join(dir, "postgres.txz")
-		if err := copyEntry(entry, txz); err != nil {
-			return fmt.Errorf("unpack %s: %w", jar, err)
-		}
-		// tar asks for xz, which every Debian has (dpkg needs it).
-		if err := process.Run(process.Account{Name: "yourself"}, dir, "", "tar", "-xJf", txz, "--no-same-owner"); err != nil {
-			return err
-		}
-		return errors.Join(os.Remove(txz), os.Remove(jar))
-	}
-	return fmt.Errorf("unpack %s: no .txz in it", jar)
-}
-
-func copyEntry(entry *zip.File, path string) error {
-	in, err := entry.Open()
+	mvn, err := l.program(maven)
 	if err != nil {
 		return err
+	}
+	l.maven.Lock() // two at once may write the same file of its repository
+	defer l.maven.Unlock()
+	dir := filepath.Dir(jar)
+	args := []string{mvn, "-q", "-B", mavenCopy, "-DoutputDirectory=" + dir,
+		"-Dartifact=" + strings.Join([]string{archiveGroup, a.artifact(), a.version}, ":")}
+	if !mavenHasAHome() {
+		args = append(args, "-Dmaven.repo.local="+filepath.Join(dir, "m2"))
+		defer os.RemoveAll(filepath.Join(dir, "m2"))
+	}
+	err = l.step("downloading "+a.jar()+" with Maven", func() error { return command(nil, args...) })
+	if err != nil {
+		return fmt.Errorf("%w\nMaven fetches from where its settings.xml says; %s=URL names a Maven repository to do without it", err, mavenVariable)
+	}
+	return nil
+}
+
+// mavenHasAHome reports whether Maven can keep its repository where it wants
+// to: in the home folder that the system knows, whatever HOME says.
+func mavenHasAHome() bool {
+	me, err := user.Current()
+	if err != nil {
+		return false
+	}
+	repository := filepath.Join(me.HomeDir, ".m2", "repository")
+	if err := os.MkdirAll(repository, 0o755); err != nil {
+		return false
+	}
+	probe, err := os.MkdirTemp(repository, "postbus-")
+	return err == nil && os.Remove(probe) == nil
+}
+
+// fetchFrom gets the jar from a repository in Maven's layout.
+func (a archive) fetchFrom(repository, jar string) error {
+	place := []string{strings.ReplaceAll(archiveGroup, ".", "/"), a.artifact(), a.version, a.jar()}
+	u, err := url.Parse(repository)
+	if err != nil {
+		return fmt.Errorf("read %s: it is not a URL", mavenVariable) // the error would show a password
+	}
+	u = u.JoinPath(place...)
+	attempt := "fetch " + u.Redacted()
+	var in io.ReadCloser
+	switch u.Scheme {
+	case "file":
+		in, err = os.Open(filepath.FromSlash(path.Clean(u.Path)))
+	case "http", "https":
+		in, err = get(u)
+	default:
+		return fmt.Errorf("read %s: its scheme is %q; write http://, https:// or file://", mavenVariable, u.Scheme)
+	}
+	if err != nil {
+		return fmt.Errorf("%s: %w; %s must name a repository in Maven's layout that has it", attempt, err, mavenVariable)
 	}
 	defer in.Close()
-	out, err := os.Create(path)
+	out, err := os.Create(jar)
 	if err != nil {
-		return err
+		return fmt.Errorf("%s: %w", attempt, err)
 	}
-	_, err = io.Copy(out, in)
-	return errors.Join(err, out.Close())
+	_, err = io.Copy(out, io.LimitReader(in, jarLimit))
+	if err := errors.Join(err, out.Close()); err != nil {
+		return fmt.Errorf("%s: %w", attempt, err)
+	}
+	return nil
+}
+
+func get(u *url.URL) (io.ReadCloser, error) {
+	client := http.Client{Timeout: mavenPatience} // the reading included
+	answer, err := client.Get(u.String())
+	if err != nil {
+		var of *url.Error
+		if errors.As(err, &of) {
+			err = of.Err // without the URL, which the caller shows
+		}
+		return nil, err
+	}
+	if answer.StatusCode != http.StatusOK {
+		answer.Body.Close()
+		return nil, fmt.Errorf("the answer is %s", answer.Status)
+	}
+	return answer.Body, nil
 }

@@ -18,14 +18,24 @@ var pgbouncer = &server{
 	behind:  postgres15,
 	answers: answersAsPostgres,
 	start:   startPgBouncer,
+	missing: pooler.missing,
 	stop:    syscall.SIGTERM, // at once; SIGINT would wait for every client to leave
 
 	composePort: 5432,
 	composeURL:  func(addr string) string { return pooled(postgresURL(addr)) },
 }
 
+var pooler = program{
+	name: "pgbouncer", folders: []string{"/usr/sbin", "/usr/local/sbin", "/opt/homebrew/bin"},
+	lack: lack{
+		debian: "pgbouncer", fedora: "pgbouncer", brew: "pgbouncer",
+		byHand:   "a pgbouncer anywhere in PATH",
+		variable: "POSTBUS_PGBOUNCER_URL=postgres://user@host:6432/name (and POSTBUS_POSTGRES_URL of the server behind it)",
+	},
+}
+
 func startPgBouncer(l local) (record, *process.Process, error) {
-	program, err := l.program("pgbouncer", "pgbouncer", "/usr/sbin", "/usr/local/sbin")
+	program, err := l.program(pooler)
 	if err != nil {
 		return record{}, nil, err
 	}

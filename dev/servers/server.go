@@ -22,6 +22,10 @@ type server struct {
 	// server's protocol. foreign says that it is not ours: we hold no password.
 	answers func(address string, foreign bool) error
 
+	// missing says what a person has to do before a local process can be
+	// started, or nil. It changes nothing.
+	missing func(u *upper) *lack
+
 	// start starts the local process, in a folder that is empty at first. A
 	// record of an earlier process holds the port to prefer.
 	start func(l local) (record, *process.Process, error)

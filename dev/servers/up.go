@@ -18,6 +18,7 @@ type upper struct {
 	account process.Account
 	docker  *docker
 	debian  debian
+	maven   sync.Mutex
 }
 
 func up(p place) error {
@@ -37,6 +38,12 @@ func up(p place) error {
 		return err
 	}
 	u.docker = &docker{place: p, progress: u.progress}
+	if err := u.missing(); err != nil {
+		return err
+	}
+	if err := u.room(); err != nil {
+		return err
+	}
 
 	var all sync.WaitGroup
 	ready, errs := map[*server]chan struct{}{}, make([]error, len(servers))
@@ -55,49 +62,73 @@ func up(p place) error {
 		})
 	}
 	all.Wait()
-	return errors.Join(append(errs, p.writeEnv(u.state))...)
+	return errors.Join(append(errs, p.writeEnv(u.state, u.testBinaries()))...)
 }
 
 // folder is place.folder for the servers' account.
 func (u *upper) folder(name string) (string, error) { return u.place.folder(u.account, name) }
 
+// origin decides where a server comes from; see the package's comment. It
+// changes nothing.
+func (u *upper) origin(s *server) string {
+	old, known := u.state.get(s.key)
+	// A shell that has sourced .dev/env hands us our own addresses back.
+	ours := known && old.From != fromEnvironment
+	if address := s.fromVariable(); address != "" && !(ours && address == old.URL) {
+		return fromEnvironment
+	}
+	if ours && u.runs(s, old) {
+		return old.From
+	}
+	// A pooler has to reach its server: the container of one does not reach
+	// the loopback address of another.
+	if (s.behind == nil || u.origin(s.behind) == fromCompose) && u.docker.answers() {
+		return fromCompose
+	}
+	return fromLocal
+}
+
+// runs reports whether what the record speaks of is up, and stands in front
+// of the right server.
+func (u *upper) runs(s *server, r record) bool {
+	if s.behind != nil {
+		if behind, _ := u.state.get(s.behind.key); behind.URL != r.Behind {
+			return false
+		}
+	}
+	return u.step(s.title, "asking whether it answers", func() error { return s.running(r) }) == nil
+}
+
 // provide finds or starts one server and records it.
 func (u *upper) provide(s *server) error {
-	old, known := u.state.get(s.key)
+	old, _ := u.state.get(s.key)
 	var behind record
 	if s.behind != nil {
 		if behind, _ = u.state.get(s.behind.key); behind.URL == "" {
 			return fmt.Errorf("it needs %s, which is not up", s.behind.title)
 		}
 	}
-
-	// A shell that has sourced .dev/env hands us our own addresses back.
-	ours := known && old.From != fromEnvironment
-	if address := s.fromVariable(); address != "" && !(ours && address == old.URL) {
-		return u.fromEnvironment(s, address, old, behind)
-	}
-	if ours && old.Behind == behind.URL {
-		err := u.step(s.title, "asking whether it answers", func() error { return s.running(old) })
-		if err == nil {
-			return nil
-		}
-	}
-
-	// A pooler has to reach its server: the container of one does not reach
-	// the loopback address of another.
-	if s.behind == nil || behind.From == fromCompose {
-		if u.docker.answers() {
-			if err := u.quit(s, old); err != nil {
-				return err
-			}
-			address, err := u.docker.up(s)
-			if err != nil {
-				return err
-			}
-			return u.state.set(s.key, record{From: fromCompose, URL: address, Behind: behind.URL})
-		}
+	from := u.origin(s)
+	switch {
+	case from == fromEnvironment:
+		return u.fromEnvironment(s, s.fromVariable(), old, behind)
+	case from == old.From && u.runs(s, old):
+		return nil
+	case from == fromCompose:
+		return u.fromCompose(s, old, behind)
 	}
 	return u.fromLocal(s, old, behind)
+}
+
+func (u *upper) fromCompose(s *server, old, behind record) error {
+	if err := u.quit(s, old); err != nil {
+		return err
+	}
+	address, err := u.docker.up(s)
+	if err != nil {
+		return err
+	}
+	return u.state.set(s.key, record{From: fromCompose, URL: address, Behind: behind.URL})
 }
 
 // running returns nil if what the record speaks of is still ours and answers.

@@ -25,9 +25,6 @@ const (
 	Database = "postbus"
 )
 
-// Debian15 is where Debian's package puts the binaries of Postgres 15.
-const Debian15 = "/usr/lib/postgresql/15/bin"
-
 // Server is one Postgres on a loopback port. All fields but Settings are
 // required. It is not safe for concurrent use.
 type Server struct {

@@ -2,8 +2,8 @@ package testkit
 
 import (
 	"context"
+	"fmt"
 	"os"
-	"path/filepath"
 	"syscall"
 	"testing"
 	"time"
@@ -27,8 +27,9 @@ type PrivateServer struct {
 // of disk until the test ends. Settings are of the form "name=value".
 func PrivatePostgres(t testing.TB, settings ...string) *PrivateServer {
 	t.Helper()
-	if _, err := os.Stat(filepath.Join(pgserver.Debian15, "postgres")); err != nil {
-		t.Fatalf("start a private Postgres: %v; install the Debian package postgresql-15", err)
+	bin, err := privateBinaries()
+	if err != nil {
+		t.Fatalf("start a private Postgres: %v", err)
 	}
 	account, err := process.ServiceAccount()
 	if err != nil {
@@ -39,7 +40,7 @@ func PrivatePostgres(t testing.TB, settings ...string) *PrivateServer {
 		t.Fatalf("start a private Postgres: %v", err)
 	}
 	s := &PrivateServer{t: t, server: pgserver.Server{
-		Bin: pgserver.Debian15, Dir: privateDir(t, account), Port: port, Account: account, DieWithParent: true,
+		Bin: bin, Dir: privateDir(t, account), Port: port, Account: account, DieWithParent: true,
 		Settings: append([]string{"max_connections=50", "shared_buffers=32MB", "max_prepared_transactions=16"}, settings...),
 	}}
 	if err := s.server.Init(); err != nil {
@@ -47,6 +48,23 @@ func PrivatePostgres(t testing.TB, settings ...string) *PrivateServer {
 	}
 	s.Start()
 	return s
+}
+
+// privateBinaries is the folder that the environment or .dev/env names, where
+// `make servers-up` has downloaded them if need be, or that of a package.
+func privateBinaries() (string, error) {
+	if folder, err := variable(pgserver.BinVariable); err == nil && folder != "" {
+		if err := pgserver.Check(folder, 15); err != nil {
+			return "", fmt.Errorf("%s: %w; run `make servers-up`, or unset it", pgserver.BinVariable, err)
+		}
+		return folder, nil
+	}
+	folder, err := pgserver.Binaries(15)
+	if err != nil {
+		return "", fmt.Errorf("%w; run `make servers-up`, which downloads them with Maven, or install the Debian package postgresql-15, or set %s",
+			err, pgserver.BinVariable)
+	}
+	return folder, nil
 }
 
 // privateDir is removed when the test ends. It can't be t.TempDir, which

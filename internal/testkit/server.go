@@ -42,21 +42,30 @@ func URL(t testing.TB, which Server) string {
 }
 
 func (s Server) address() (string, error) {
-	if address := strings.TrimSpace(os.Getenv(string(s))); address != "" {
-		return address, nil
-	}
-	path, err := envFile()
+	address, err := variable(string(s))
 	if err != nil {
 		return "", fmt.Errorf("find a server for the test: %w; set %s", err, s)
 	}
+	if address == "" {
+		return "", fmt.Errorf("no server for the test: run `make servers-up` or set %s", s)
+	}
+	return address, nil
+}
+
+// variable is what the environment says or else .dev/env; "" if neither does.
+func variable(name string) (string, error) {
+	if value := strings.TrimSpace(os.Getenv(name)); value != "" {
+		return value, nil
+	}
+	path, err := envFile()
+	if err != nil {
+		return "", err
+	}
 	content, err := os.ReadFile(path)
 	if err != nil && !errors.Is(err, fs.ErrNotExist) {
-		return "", fmt.Errorf("find a server for the test: %w; set %s", err, s)
+		return "", err
 	}
-	if address := parseEnv(string(content))[string(s)]; address != "" {
-		return address, nil
-	}
-	return "", fmt.Errorf("no server for the test: run `make servers-up` or set %s", s)
+	return parseEnv(string(content))[name], nil
 }
 
 // envFile is .dev/env beside go.mod, here or above: go test runs every
