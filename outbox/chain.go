@@ -26,7 +26,7 @@ var allSlots = slotRange{0, Slots - 1}
 // It is used by one goroutine. After any error it must be loaded again.
 type chain struct {
 	db     *database
-	relay  string
+	who    owner
 	slots  slotRange
 	holder uuid.UUID
 	pos    position
@@ -45,17 +45,7 @@ type chain struct {
 	pruned    int64 // links below are gone
 }
 
-// StartAt is where a relay of a new name begins.
-type StartAt uint8
-
-const (
-	// FromBeginning publishes everything the log holds. The default.
-	FromBeginning StartAt = iota
-	// FromNow publishes what is committed from the first Run on.
-	FromNow
-)
-
-func newChain(db *database, relay string, slots slotRange, holder uuid.UUID) *chain {
+func newChain(db *database, who owner, slots slotRange, holder uuid.UUID) *chain {
 	link, seq := db.table("relay_link"), quoteLiteral(db.table("outbox_id"))
 	// The number of the next link is NULL, which the column refuses, unless the link
 	// it is built on is there, of the holder it was read from: a crash of the server
@@ -63,7 +53,7 @@ func newChain(db *database, relay string, slots slotRange, holder uuid.UUID) *ch
 	next := `CASE WHEN $4::bigint = 1 THEN 1 ELSE (SELECT n + 1 FROM ` + link + `
 		WHERE relay = $1 AND slot_from = $2 AND slot_to = $3 AND n = $4::bigint - 1 AND holder = $8::uuid) END`
 	return &chain{
-		db: db, relay: relay, slots: slots, holder: holder,
+		db: db, who: who, slots: slots, holder: holder,
 
 		// pg_sequence_last_value, not SELECT last_value: that reads the page without
 		// its lock and may see up to 32 too much, which loses rows. NULL: never called.
@@ -97,23 +87,23 @@ func (c *chain) load(ctx context.Context) (found bool, err error) {
 	c.isFresh = false
 	var prev, snap, holder string
 	p := position{}
-	err = c.db.pool.QueryRow(ctx, c.loadSQL, c.relay, c.slots.from, c.slots.to).
+	err = c.db.pool.QueryRow(ctx, c.loadSQL, c.who.name, c.slots.from, c.slots.to).
 		Scan(&p.n, &holder, &p.lastID, &p.round.n, &prev, &p.round.prevID, &snap, &p.round.seenID, &p.round.upper)
 	switch {
 	case errors.Is(err, pgx.ErrNoRows):
 		c.pos = position{round: firstRound()}
 		return false, nil
 	case err != nil:
-		return false, fmt.Errorf("load the position of relay %q: %w", c.relay, explain(c.db.schema, err))
+		return false, fmt.Errorf("load the position of %s: %w", c.who, explain(c.db.schema, err))
 	}
 	if p.holder, err = uuid.Parse(holder); err != nil {
-		return false, fmt.Errorf("load the position of relay %q: %w", c.relay, err)
+		return false, fmt.Errorf("load the position of %s: %w", c.who, err)
 	}
 	if p.round.prev, err = parseSnapshot(prev); err != nil {
-		return false, fmt.Errorf("load the position of relay %q: %w", c.relay, err)
+		return false, fmt.Errorf("load the position of %s: %w", c.who, err)
 	}
 	if p.round.snap, err = parseSnapshot(snap); err != nil {
-		return false, fmt.Errorf("load the position of relay %q: %w", c.relay, err)
+		return false, fmt.Errorf("load the position of %s: %w", c.who, err)
 	}
 	c.pos = p
 	return true, nil
@@ -122,6 +112,7 @@ func (c *chain) load(ctx context.Context) (found bool, err error) {
 // create writes the first link of a relay that has never run: a finished round
 // that has seen nothing, or everything up to now.
 func (c *chain) create(ctx context.Context, from StartAt) error {
+	register := c.db.register(c.who)
 	if from == FromNow {
 		// What has the xid is no link: one that stood alone after a crash would be a
 		// position at the beginning.
@@ -129,12 +120,20 @@ func (c *chain) create(ctx context.Context, from StartAt) error {
 		if err := c.write(ctx, true, c.readLastID(&seen), c.touchLease()); err != nil {
 			return err
 		}
-		return c.begin(ctx, seen, true)
+		return c.begin(ctx, seen, true, c.db.lockPositions(), register)
 	}
-	if err := c.write(ctx, true, c.firstLink()); err != nil {
+	first := firstRound()
+	if at, ok := from.time(); ok {
+		id, err := c.db.idAt(ctx, at)
+		if err != nil {
+			return fmt.Errorf("find where %s is to begin: %w", c.who, err)
+		}
+		first.seenID = id - 1 // the next round reads what lies above
+	}
+	if err := c.write(ctx, true, c.db.lockPositions(), register, c.firstLink(first.seenID)); err != nil {
 		return err
 	}
-	c.pos.n, c.pos.holder = 1, c.holder
+	c.pos = position{n: 1, holder: c.holder, round: first}
 	return nil
 }
 
@@ -143,14 +142,14 @@ func (c *chain) touchLease() statement {
 	return statement{sql: `INSERT INTO ` + c.db.table("relay_lease") + ` AS l (relay, slot_from, slot_to, holder, expires)
 			VALUES ($1, $2, $3, $4::uuid, '-infinity')
 			ON CONFLICT (relay, slot_from, slot_to) DO UPDATE SET expires = l.expires`,
-		args: []any{c.relay, c.slots.from, c.slots.to, c.holder.String()}, rows: 1}
+		args: []any{c.who.name, c.slots.from, c.slots.to, c.holder.String()}, rows: 1}
 }
 
-func (c *chain) firstLink() statement {
+func (c *chain) firstLink(seenID int64) statement {
 	return statement{sql: `INSERT INTO ` + c.db.table("relay_link") + ` (relay, slot_from, slot_to, n, holder, round, last_id,
 			prev_snapshot, prev_id, snapshot, seen_id, upper_id)
-			VALUES ($1, $2, $3, 1, $4::uuid, 1, 0, '1:1:', 0, '1:1:', 0, 0)`,
-		args: []any{c.relay, c.slots.from, c.slots.to, c.holder.String()}, rows: 1}
+			VALUES ($1, $2, $3, 1, $4::uuid, 1, 0, '1:1:', 0, '1:1:', $5, 0)`,
+		args: []any{c.who.name, c.slots.from, c.slots.to, c.holder.String(), seenID}, rows: 1}
 }
 
 // advance writes the next link, to lastID of the present round, together with
@@ -205,13 +204,13 @@ func (c *chain) refresh(ctx context.Context) error {
 }
 
 // begin is steps 3 and 4: T and U, and the link that holds them.
-func (c *chain) begin(ctx context.Context, seen int64, finished bool) error {
+func (c *chain) begin(ctx context.Context, seen int64, finished bool, before ...statement) error {
 	p := c.pos
 	next := round{n: p.n + 1, prev: p.round.snap, prevID: p.round.seenID, seenID: seen}
 	var snap string
-	err := c.write(ctx, true, statement{sql: c.startSQL,
-		args: []any{c.relay, c.slots.from, c.slots.to, next.n, c.holder.String(), finished, next.prev.text, p.holder.String(), next.prevID, next.seenID},
-		scan: func(row pgx.Row) error { return row.Scan(&snap, &next.upper) }})
+	err := c.write(ctx, true, append(before, statement{sql: c.startSQL,
+		args: []any{c.who.name, c.slots.from, c.slots.to, next.n, c.holder.String(), finished, next.prev.text, p.holder.String(), next.prevID, next.seenID},
+		scan: func(row pgx.Row) error { return row.Scan(&snap, &next.upper) }})...)
 	if err != nil {
 		return err
 	}
@@ -228,7 +227,7 @@ func (c *chain) begin(ctx context.Context, seen int64, finished bool) error {
 
 func (c *chain) link(lastID int64) statement {
 	return statement{sql: c.insertSQL, rows: 1,
-		args: []any{c.relay, c.slots.from, c.slots.to, c.pos.n + 1, c.holder.String(), c.pos.round.n, lastID, c.pos.holder.String()}}
+		args: []any{c.who.name, c.slots.from, c.slots.to, c.pos.n + 1, c.holder.String(), c.pos.round.n, lastID, c.pos.holder.String()}}
 }
 
 func (c *chain) readLastID(into *int64) statement {
@@ -244,10 +243,10 @@ func (c *chain) write(ctx context.Context, durable bool, steps ...statement) err
 	var pg *pgconn.PgError
 	if errors.As(err, &pg) && pg.TableName == "relay_link" &&
 		(pg.Code == codeUniqueViolation && pg.ConstraintName == "relay_link_pkey" || pg.Code == codeNotNull && pg.ColumnName == "n") {
-		return fmt.Errorf("link %d of relay %q: %w: %w", c.pos.n+1, c.relay, errFenced, err)
+		return fmt.Errorf("link %d of %s: %w: %w", c.pos.n+1, c.who, errFenced, err)
 	}
 	if err != nil {
-		return fmt.Errorf("link %d of relay %q: %w", c.pos.n+1, c.relay, explain(c.db.schema, err))
+		return fmt.Errorf("link %d of %s: %w", c.pos.n+1, c.who, explain(c.db.schema, err))
 	}
 	return nil
 }
@@ -267,8 +266,8 @@ func (c *chain) prune(ctx context.Context) error {
 	}
 	ctx, cancel := context.WithTimeout(ctx, c.db.timeout)
 	defer cancel()
-	if _, err := c.db.pool.Exec(ctx, c.pruneSQL, c.relay, c.slots.from, c.slots.to, c.pruned, below); err != nil {
-		return fmt.Errorf("prune the links of relay %q below %d: %w", c.relay, below, err)
+	if _, err := c.db.pool.Exec(ctx, c.pruneSQL, c.who.name, c.slots.from, c.slots.to, c.pruned, below); err != nil {
+		return fmt.Errorf("prune the links of %s below %d: %w", c.who, below, err)
 	}
 	c.pruned = below
 	return nil

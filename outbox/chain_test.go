@@ -69,7 +69,7 @@ func (f *fixture) blocked(holder *pgx.Conn) {
 
 func stored(f *fixture, relay string) position {
 	f.t.Helper()
-	c := newChain(f.database(), relay, allSlots, uuid.New())
+	c := newChain(f.database(), owner{kindRelay, relay}, allSlots, uuid.New())
 	if _, err := c.load(context.Background()); err != nil {
 		f.t.Fatal(err)
 	}
@@ -203,7 +203,7 @@ func TestTakeoverWhileALinkCommits(t *testing.T) {
 				t.Fatal(err)
 			}
 			successor := *old
-			successor.shift = &shift{relay: old.shift.relay, db: old.shift.db, holder: uuid.New()}
+			successor.shift = &relayWork{relay: old.shift.relay, db: old.shift.db, holder: uuid.New()}
 			taken := async(func() error { successor.takeOver(); return nil })
 			f.blocked(conn)
 			end := tx.Rollback
@@ -381,7 +381,7 @@ func TestFromNow(t *testing.T) {
 		})
 		db := f.database()
 		db.pool = testkit.Pool(t, proxy.URL()+"&default_query_exec_mode=exec")
-		c := newChain(db, name, allSlots, uuid.New())
+		c := newChain(db, owner{kindRelay, name}, allSlots, uuid.New())
 		if _, err := c.load(t.Context()); err != nil {
 			t.Fatal(err)
 		}

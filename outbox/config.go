@@ -92,8 +92,8 @@ func (c RelayConfig) withDefaults(batches bool) (_ RelayConfig, faults []error) 
 	if err := migrations.CheckSchema(c.Schema); err != nil {
 		fault("RelayConfig.Schema: %w", err)
 	}
-	if c.StartAt > FromNow {
-		fault("RelayConfig.StartAt is %d: use FromBeginning or FromNow", c.StartAt)
+	if c.StartAt < FromNow {
+		fault("RelayConfig.StartAt is %d: use FromBeginning, FromNow or FromTime(t)", c.StartAt)
 	}
 	if c.Policy > SkipKey {
 		fault("RelayConfig.Policy is %d: use BlockKey or SkipKey", c.Policy)

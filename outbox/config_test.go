@@ -13,7 +13,7 @@ func TestAllFaultsOfAConfigAreReportedAtOnce(t *testing.T) {
 	t.Parallel()
 	var nobody *sink
 	_, err := NewRelay(nil, nobody, RelayConfig{
-		Name: "Not A Name", Schema: "no schema", StartAt: 7, Policy: 9, Lanes: -1, Batch: -1, BatchBytes: -1, Window: -1, WindowBytes: -1,
+		Name: "Not A Name", Schema: "no schema", StartAt: -2, Policy: 9, Lanes: -1, Batch: -1, BatchBytes: -1, Window: -1, WindowBytes: -1,
 		Lease: time.Millisecond, PublishTimeout: time.Hour, DrainTimeout: -1, PollInterval: 1, DatabaseTimeout: 1,
 		Retry: RetryConfig{Initial: -1, Max: -1, Multiplier: 0.5, MaxAttempts: -1},
 	})

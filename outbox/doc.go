@@ -28,17 +28,18 @@
 // The table, with the reason for the order of its columns, is in
 // migrations/sql/0001_outbox.sql.
 //
-// A relay begins: config.go, relay.go (Run: stand by, work, start over), source.go
-// (what is checked first), database.go (how anything is written), lease.go (who
-// should move the position), tenure.go (from one load of the position to the next
-// error: take over, loop, drain).
+// A relay begins: config.go, relay.go, startat.go and idat.go (where a new name
+// begins), shift.go (Run: stand by, work, start over), owner.go (relays and durable
+// handlers), source.go (what is checked first), database.go (how anything is written),
+// lease.go (who should move the position), seat.go (take over), control.go (how it is
+// steered), tenure.go (from one load of the position to the next error: loop, drain).
 //
 // Which rows are new: poll.go (is there anything), round.go (what a round is, and why
 // it is whole), snapshot.go, chain.go (who can move the position: the steps of a
 // round, as links).
 //
 // To the broker: reader.go and row.go (a round's rows, in windows of ids), item.go
-// (an event in memory and its states), window.go (what a crash may publish twice),
+// (an event in memory and its states), window.go (what a crash may publish twice), pace.go (a limited rate),
 // lane.go and keyqueue.go (order per key), sender.go, publisher.go, message.go (the
 // call, and what a publisher promises), outcome.go (results become states), health.go
 // (a bad event, or a broker that is down).

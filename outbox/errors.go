@@ -23,6 +23,13 @@ var (
 	ErrOtherCluster = errors.New("the log was written in another database cluster")
 	// ErrMissingPrivilege is wrapped when the role may not do what it is asked to.
 	ErrMissingPrivilege = errors.New("missing privilege")
+	// ErrNameTaken is returned by Run when the name belongs to the other kind: a
+	// durable handler's to a relay, or a relay's to a durable handler.
+	ErrNameTaken = errors.New("the name is taken")
+	// ErrDropped is returned by Run when its position was dropped meanwhile.
+	ErrDropped = errors.New("the position was dropped")
+	// ErrPositionLost is returned by Run when retention's cap has ended the position.
+	ErrPositionLost = errors.New("the position is lost")
 	// ErrNotParked is wrapped when a request names an event that is not parked.
 	ErrNotParked = errors.New("not parked")
 
@@ -31,6 +38,8 @@ var (
 	errFenced = errors.New("the chain has moved on")
 	// errLeaseLost: the lease ran out or was taken before it was renewed.
 	errLeaseLost = errors.New("the lease is lost")
+	// errSteered: what was asked for is written down; work on from there.
+	errSteered = errors.New("steered")
 )
 
 // PostgreSQL error codes (appendix A of its manual) that have a better text.

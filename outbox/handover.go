@@ -21,7 +21,7 @@ func (t *tenure) drain(hard context.Context, running *sync.WaitGroup) error {
 	select {
 	case <-back:
 	case <-limit.C:
-		t.log.Warn("calls to the publisher outlast the drain limit: their events may be published again", "relay", t.cfg.Name, "limit", t.cfg.DrainTimeout)
+		t.log.Warn("calls to the publisher outlast the drain limit: their events may be published again", "limit", t.cfg.DrainTimeout)
 	case <-hard.Done():
 		return context.Cause(hard)
 	}

@@ -16,7 +16,6 @@ const outageKeys = 16
 // one call at a time probes, with one event, and no attempt is counted.
 type health struct {
 	log     *slog.Logger
-	relay   string
 	wakeAll func()
 
 	mu          sync.Mutex
@@ -31,10 +30,10 @@ type health struct {
 	lastDone    time.Time
 }
 
-func newHealth(log *slog.Logger, relay string, wakeAll func()) *health {
+func newHealth(log *slog.Logger, wakeAll func()) *health {
 	pace := backoff.NewExponentialBackOff()
 	pace.InitialInterval, pace.MaxInterval, pace.Multiplier = 100*time.Millisecond, 5*time.Second, 2
-	return &health{log: log, relay: relay, wakeAll: wakeAll, failing: map[laneKey]struct{}{}, pace: pace}
+	return &health{log: log, wakeAll: wakeAll, failing: map[laneKey]struct{}{}, pace: pace}
 }
 
 // admission says what a lane may send now.
@@ -71,7 +70,7 @@ func (h *health) report(now time.Time, wasProbe bool, done int, failed []laneKey
 		clear(h.failing)
 		if h.down {
 			h.down, h.unavailable, h.told = false, false, false
-			h.log.Info("the broker accepts events again", "relay", h.relay, "after", now.Sub(h.since).Round(time.Millisecond))
+			h.log.Info("the broker accepts events again", "after", now.Sub(h.since).Round(time.Millisecond))
 			h.wakeAll()
 		}
 		return !unavailable
@@ -82,7 +81,7 @@ func (h *health) report(now time.Time, wasProbe bool, done int, failed []laneKey
 	if !h.down && (unavailable || len(h.failing) >= outageKeys) {
 		h.down, h.since = true, now
 		h.pace.Reset()
-		h.log.Warn("the broker accepts nothing: events wait, none is parked, one at a time is tried", "relay", h.relay, "keys_failing", len(h.failing), "unavailable", unavailable)
+		h.log.Warn("the broker accepts nothing: events wait, none is parked, one at a time is tried", "keys_failing", len(h.failing), "unavailable", unavailable)
 	}
 	if h.down {
 		if len(failed) > 0 { // a call that tried nothing says nothing

@@ -10,7 +10,7 @@ import (
 
 func newTestHealth(t *testing.T) (*health, *book, *int) {
 	b, woken := newBook(t), 0
-	return newHealth(slog.New(b), "test", func() { woken++ }), b, &woken
+	return newHealth(slog.New(b), func() { woken++ }), b, &woken
 }
 
 func failedKeys(n int) (keys []laneKey) {

@@ -16,7 +16,7 @@ import (
 // which PgBouncer and a dropped connection would lose.
 type lease struct {
 	db     *database
-	relay  string
+	who    owner
 	slots  slotRange
 	holder uuid.UUID
 	length time.Duration
@@ -30,10 +30,10 @@ type lease struct {
 	takeSQL, renewSQL, giveUpSQL string
 }
 
-func newLease(db *database, relay string, slots slotRange, holder uuid.UUID, length time.Duration) *lease {
+func newLease(db *database, who owner, slots slotRange, holder uuid.UUID, length time.Duration) *lease {
 	t := db.table("relay_lease")
 	return &lease{
-		db: db, relay: relay, slots: slots, holder: holder, length: length, start: time.Now(),
+		db: db, who: who, slots: slots, holder: holder, length: length, start: time.Now(),
 		// clock_timestamp, so that no application's clock is ever compared with another's.
 		takeSQL: `INSERT INTO ` + t + ` AS l (relay, slot_from, slot_to, holder, expires)
 			VALUES ($1, $2, $3, $4::uuid, clock_timestamp() + $5::bigint * interval '1 microsecond')
@@ -66,12 +66,12 @@ func (l *lease) ask(ctx context.Context, what, sql string) (bool, error) {
 	defer cancel()
 	asked := time.Since(l.start)
 	var ok bool
-	err := l.db.pool.QueryRow(ctx, sql, l.relay, l.slots.from, l.slots.to, l.holder.String(), l.length.Microseconds()).Scan(&ok)
+	err := l.db.pool.QueryRow(ctx, sql, l.who.name, l.slots.from, l.slots.to, l.holder.String(), l.length.Microseconds()).Scan(&ok)
 	if errors.Is(err, pgx.ErrNoRows) {
 		return false, nil
 	}
 	if err != nil {
-		return false, fmt.Errorf("%s the lease of relay %q: %w", what, l.relay, explain(l.db.schema, err))
+		return false, fmt.Errorf("%s the lease of %s: %w", what, l.who, explain(l.db.schema, err))
 	}
 	l.until.Store(int64(asked + l.length))
 	return true, nil
@@ -111,6 +111,6 @@ func (l *lease) keep(ctx context.Context) error {
 func (l *lease) giveUp(ctx context.Context) error {
 	ctx, cancel := context.WithTimeout(context.WithoutCancel(ctx), min(l.db.timeout, l.length/2))
 	defer cancel()
-	_, err := l.db.pool.Exec(ctx, l.giveUpSQL, l.relay, l.slots.from, l.slots.to, l.holder.String())
+	_, err := l.db.pool.Exec(ctx, l.giveUpSQL, l.who.name, l.slots.from, l.slots.to, l.holder.String())
 	return err
 }

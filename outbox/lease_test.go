@@ -19,7 +19,7 @@ func TestLeaseHasOneHolder(t *testing.T) {
 	t.Parallel()
 	eachPostgres(t, func(t *testing.T, f *fixture, _ testkit.Server) {
 		holder := func(length time.Duration) *lease {
-			return newLease(f.database(), "test", allSlots, uuid.New(), length)
+			return newLease(f.database(), owner{kindRelay, "test"}, allSlots, uuid.New(), length)
 		}
 		is := func(want bool) func(bool, error) {
 			return func(got bool, err error) {
@@ -69,13 +69,13 @@ func TestLeaseEndsInTheProcessFirst(t *testing.T) {
 	proxy := testkit.NewProxy(t, testkit.URL(t, testkit.PG15))
 	db := f.database()
 	db.pool = testkit.Pool(t, proxy.URL())
-	ours := newLease(db, "test", allSlots, uuid.New(), time.Second)
+	ours := newLease(db, owner{kindRelay, "test"}, allSlots, uuid.New(), time.Second)
 	if ok, err := ours.take(t.Context()); !ok || err != nil {
 		t.Fatal(ok, err)
 	}
 	proxy.Stall()
 	lost := async(func() error { return ours.keep(context.Background()) })
-	other := newLease(f.database(), "test", allSlots, uuid.New(), time.Second)
+	other := newLease(f.database(), owner{kindRelay, "test"}, allSlots, uuid.New(), time.Second)
 	testkit.Eventually(t, 10*time.Second, func() bool {
 		ok, err := other.take(t.Context())
 		if err != nil {

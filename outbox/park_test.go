@@ -38,6 +38,9 @@ func (b *book) Handle(ctx context.Context, r slog.Record) error {
 	return b.Handler.Handle(ctx, r)
 }
 
+// WithAttrs keeps one book, whoever logs.
+func (b *book) WithAttrs([]slog.Attr) slog.Handler { return b }
+
 // times is how often a message was logged that contains part.
 func (b *book) times(part string) (n int) {
 	b.mu.Lock()

@@ -32,15 +32,15 @@ func (t *tenure) loadParked(hard context.Context) error {
 }
 
 // parkedItems reads parked events without their payloads, in order.
-func (t *tenure) parkedItems(hard context.Context, where string, arg any) ([]*item, error) {
-	ctx, cancel := context.WithTimeout(hard, t.db.timeout)
+func (s *seat) parkedItems(hard context.Context, where string, arg any) ([]*item, error) {
+	ctx, cancel := context.WithTimeout(hard, s.db.timeout)
 	defer cancel()
-	rows, err := t.db.pool.Query(ctx, `SELECT log_id, slot, state, attempts, replays, coalesce(last_error, ''), schema_version, event_id::text,
+	rows, err := s.db.pool.Query(ctx, `SELECT log_id, slot, state, attempts, replays, coalesce(last_error, ''), schema_version, event_id::text,
 			topic, event_type, partition_key, content_type, headers, octet_length(payload)
-		FROM `+t.db.table("parked")+` WHERE relay = $1 AND slot BETWEEN $2 AND $3 AND `+where+` ORDER BY log_id`,
-		t.cfg.Name, t.chain.slots.from, t.chain.slots.to, arg)
+		FROM `+s.db.table("parked")+` WHERE relay = $1 AND slot BETWEEN $2 AND $3 AND `+where+` ORDER BY log_id`,
+		s.who.name, s.chain.slots.from, s.chain.slots.to, arg)
 	if err != nil {
-		return nil, fmt.Errorf("load the parked events of relay %q: %w", t.cfg.Name, explain(t.db.schema, err))
+		return nil, fmt.Errorf("load the parked events of %s: %w", s.who, explain(s.db.schema, err))
 	}
 	items, err := pgx.CollectRows(rows, func(row pgx.CollectableRow) (*item, error) {
 		it := &item{parked: true}
@@ -59,24 +59,24 @@ func (t *tenure) parkedItems(hard context.Context, where string, arg any) ([]*it
 				return nil, fmt.Errorf("parked event %d: its headers are no JSON object of strings: %w", it.LogID, err)
 			}
 		}
-		it.Source = t.source
+		it.Source = s.source
 		it.giveUp = state == stateGivenUp
 		if state == stateRetrying && it.attempts > 0 {
-			it.retry = t.cfg.Retry.backoff(it.attempts)
+			it.retry = s.retry.backoff(it.attempts)
 		}
 		it.state.Store(stParked)
-		return it, t.markReplayed(it)
+		return it, s.markReplayed(it)
 	})
 	if err != nil {
-		return nil, fmt.Errorf("load the parked events of relay %q: %w", t.cfg.Name, explain(t.db.schema, err))
+		return nil, fmt.Errorf("load the parked events of %s: %w", s.who, explain(s.db.schema, err))
 	}
 	return items, nil
 }
 
 // markReplayed says in a header that the event comes out of order: later ones of
 // its key went on when it was given up.
-func (t *tenure) markReplayed(it *item) error {
-	if it.replays == 0 || t.cfg.Policy != SkipKey {
+func (s *seat) markReplayed(it *item) error {
+	if it.replays == 0 || s.policy != SkipKey {
 		return nil
 	}
 	h := maps.Clone(it.Headers) // a call left behind may still read the old one

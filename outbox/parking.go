@@ -130,7 +130,7 @@ func (t *tenure) parkedNow(it *item) {
 	t.laneOf(it.Key).replace(it, p) // which may send p at once: what it has become by then is not in the table
 	it.state.Store(stSettled)
 	if it.giveUp {
-		t.log.Warn("event given up", "relay", t.cfg.Name, "log_id", it.LogID, "event_id", it.EventID, "event_type", it.EventType, "attempts", it.attempts, "max_attempts", t.cfg.Retry.MaxAttempts, "error", it.lastErr, "key_blocked", t.cfg.Policy == BlockKey)
+		t.log.Warn("event given up", "log_id", it.LogID, "event_id", it.EventID, "event_type", it.EventType, "attempts", it.attempts, "max_attempts", t.cfg.Retry.MaxAttempts, "error", it.lastErr, "key_blocked", t.cfg.Policy == BlockKey)
 		t.afterGiveUp(p)
 	}
 }
@@ -248,7 +248,7 @@ func (t *tenure) completed(done []completion) {
 		case doneSent:
 			t.dropParked(c.it)
 		case doneGivenUp:
-			t.log.Warn("event given up", "relay", t.cfg.Name, "log_id", c.it.LogID, "event_id", c.it.EventID, "event_type", c.it.EventType, "attempts", c.attempts, "max_attempts", t.cfg.Retry.MaxAttempts, "error", c.lastErr, "key_blocked", t.cfg.Policy == BlockKey)
+			t.log.Warn("event given up", "log_id", c.it.LogID, "event_id", c.it.EventID, "event_type", c.it.EventType, "attempts", c.attempts, "max_attempts", t.cfg.Retry.MaxAttempts, "error", c.lastErr, "key_blocked", t.cfg.Policy == BlockKey)
 			t.afterGiveUp(c.it)
 		}
 	}

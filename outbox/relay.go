@@ -4,17 +4,12 @@ import (
 	"context"
 	"errors"
 	"fmt"
-	"math/rand/v2"
 	"reflect"
 	"sync/atomic"
-	"time"
 
 	"github.com/ThreeDotsLabs/watermill/message"
-	"github.com/cenkalti/backoff/v5"
 	"github.com/google/uuid"
 	"github.com/jackc/pgx/v5/pgxpool"
-
-	"github.com/postbus/postbus/migrations"
 )
 
 // Relay drains the log to a publisher: every committed event at least once, those
@@ -70,55 +65,23 @@ func (r *Relay) Run(ctx context.Context) error {
 	defer r.running.Store(false)
 
 	db := &database{pool: r.pool, schema: r.cfg.Schema, timeout: r.cfg.DatabaseTimeout}
-	if err := db.check(ctx); err != nil {
-		if ctx.Err() != nil {
-			return nil
-		}
-		return fmt.Errorf("run relay %q: %w", r.cfg.Name, err)
+	w := &relayWork{relay: r, db: db, holder: uuid.New()}
+	s := &shift{
+		who: w.who(), db: db, holder: w.holder, lease: r.cfg.Lease, log: r.cfg.Logger.With("relay", r.cfg.Name),
+		active: "relay active", standsBy: "relay stands by: another process holds the lease",
+		work: w.work,
 	}
-	s := &shift{relay: r, db: db, holder: uuid.New()}
-	wakeC, unlisten := listenWake(r.cfg.Schema)
-	defer unlisten()
-	s.wakeC = wakeC
-
-	pace := backoff.NewExponentialBackOff()
-	pace.InitialInterval, pace.MaxInterval = 50*time.Millisecond, 5*time.Second
-	var pause time.Duration
-	for ctx.Err() == nil {
-		began := time.Now()
-		err := s.once(ctx)
-		switch {
-		case ctx.Err() != nil && err == nil:
-			return nil
-		case isFinal(err):
-			return fmt.Errorf("run relay %q: %w", r.cfg.Name, err)
-		case errors.Is(err, errLeaseLost):
-			r.cfg.Logger.Warn("lease lost, standing by", "relay", r.cfg.Name)
-		case err != nil:
-			r.cfg.Logger.Warn("starting over from the stored position", "relay", r.cfg.Name, "error", err)
-		}
-		if time.Since(began) > 2*pause {
-			pace.Reset() // it worked for a while: another trouble
-		}
-		pause = pace.NextBackOff()
-		sleep(ctx, pause)
-	}
-	return nil
+	return s.run(ctx)
 }
 
-// isFinal: waiting does not mend it.
-func isFinal(err error) bool {
-	return errors.Is(err, migrations.ErrNotMigrated) || errors.Is(err, migrations.ErrFromTheFuture) ||
-		errors.Is(err, ErrReadReplica) || errors.Is(err, ErrOtherCluster) || errors.Is(err, ErrMissingPrivilege)
-}
-
-// shift is one Run: a holder that takes the lease, loses it, takes it again.
-type shift struct {
+// relayWork is the work of one Run, and what it remembers from one tenure to the
+// next.
+type relayWork struct {
 	relay  *Relay
 	db     *database
-	holder uuid.UUID // fresh per Run
+	holder uuid.UUID
 	wakeC  <-chan struct{}
-	told   bool // that this holder is active
+	had    bool // a position
 
 	// What the last tenure had sent of a round without having noted it: sent
 	// again neither after a lost connection nor after a lost reply.
@@ -126,118 +89,54 @@ type shift struct {
 	sent      map[int64]struct{}
 }
 
-// once waits for the lease and works until ctx is done or something breaks.
-func (s *shift) once(ctx context.Context) error {
-	cfg := s.relay.cfg
-	l := newLease(s.db, cfg.Name, allSlots, s.holder, cfg.Lease)
-	if err := s.standBy(ctx, l); err != nil {
-		return err
-	}
-	if ctx.Err() != nil {
-		return l.giveUp(ctx) // it may just have been taken
-	}
-	hit(fpLeaseTaken)
-	if !s.told {
-		s.told = true // once per Run, however often the position is loaded anew
-		cfg.Logger.Info("relay active", "relay", cfg.Name, "holder", s.holder)
-	}
-	// The work outlives ctx by the drain, and not the lease.
-	hard, stop := context.WithCancelCause(context.WithoutCancel(ctx))
-	kept := make(chan struct{})
-	go func() {
-		defer close(kept)
-		if err := l.keep(hard); err != nil {
-			stop(err)
-		}
-	}()
-	defer func() { stop(nil); <-kept }()
+func (w *relayWork) who() owner { return owner{kindRelay, w.relay.cfg.Name} }
 
-	source, err := s.db.source(hard)
-	if err != nil {
-		return err
-	}
-	t := s.newTenure(l, source)
-	err = t.run(ctx, hard)
-	s.remember(t)
-	if errors.Is(context.Cause(hard), errLeaseLost) {
-		s.told = false
-		return errLeaseLost
-	}
-	if ctx.Err() != nil {
-		stop(nil)
-		<-kept // or a renewal could undo the giving up
-		if giveUpErr := l.giveUp(ctx); giveUpErr != nil && err == nil {
-			cfg.Logger.Warn("the lease could not be given up and runs out by itself", "relay", cfg.Name, "error", giveUpErr)
-		}
-		if err != nil {
-			cfg.Logger.Warn("stopped without a last link: some events may be published again", "relay", cfg.Name, "error", err)
-		}
-		return nil
-	}
+// work moves the position under a lease that was just taken.
+func (w *relayWork) work(ctx, hard context.Context, l *lease, source string, wakeC <-chan struct{}) error {
+	w.wakeC = wakeC
+	t := w.newTenure(l, source)
+	err := t.run(ctx, hard)
+	w.remember(t)
 	return err
 }
 
-// standBy returns when the lease is taken or ctx is done.
-func (s *shift) standBy(ctx context.Context, l *lease) error {
-	every := min(time.Second, l.length/3)
-	for first := true; ctx.Err() == nil; first = false {
-		ok, err := l.take(ctx)
-		if ok || err != nil {
-			if ctx.Err() != nil && !ok {
-				return nil
-			}
-			return err
-		}
-		if first {
-			s.told = false
-			s.relay.cfg.Logger.Info("relay stands by: another process holds the lease", "relay", l.relay, "holder", s.holder)
-		}
-		sleep(ctx, time.Duration((0.8+0.4*rand.Float64())*float64(every)))
-	}
-	return nil
-}
-
-func (s *shift) newTenure(l *lease, source string) *tenure {
-	cfg := s.relay.cfg
+func (w *relayWork) newTenure(l *lease, source string) *tenure {
+	cfg := w.relay.cfg
 	t := &tenure{
-		cfg: cfg, log: cfg.Logger, db: s.db, lease: l, source: source,
-		chain:     newChain(s.db, cfg.Name, allSlots, s.holder),
-		sender:    newSender(s.relay.publisher, cfg.Batch, cfg.BatchBytes, cfg.Lanes),
+		seat: seat{
+			who: w.who(), db: w.db, log: cfg.Logger.With("relay", cfg.Name), lease: l, source: source,
+			chain: newChain(w.db, w.who(), allSlots, w.holder), retry: cfg.Retry, policy: cfg.Policy,
+		},
+		cfg:       cfg,
+		had:       w.had,
+		sender:    newSender(w.relay.publisher, cfg.Batch, cfg.BatchBytes, cfg.Lanes),
 		window:    newWindow(cfg.Window, cfg.WindowBytes),
-		reader:    newReader(s.db, allSlots, source),
+		reader:    newReader(w.db, allSlots, source),
 		margin:    cfg.Lease / 10,
 		progressC: make(chan struct{}, 1),
-		wakeC:     s.wakeC,
+		wakeC:     w.wakeC,
 		readErrC:  make(chan error, 1),
 	}
-	t.sentRound, t.sentBefore = s.sentRound, s.sent
+	t.sentRound, t.sentBefore = w.sentRound, w.sent
 	return t
 }
 
 // remember keeps what t has sent and not noted, for the next tenure. One that did
 // not get as far as reading its round knows nothing new: what is remembered of that
 // round holds.
-func (s *shift) remember(t *tenure) {
+func (w *relayWork) remember(t *tenure) {
+	w.had = w.had || t.chain.pos.n > 0
 	if !t.active {
 		return
 	}
-	s.sentRound, s.sent = t.chain.pos.round.n, map[int64]struct{}{}
+	w.sentRound, w.sent = t.chain.pos.round.n, map[int64]struct{}{}
 	for id := range t.sentBefore {
-		s.sent[id] = struct{}{}
+		w.sent[id] = struct{}{}
 	}
 	items, _, _ := t.window.view()
 	for _, it := range items {
 		if it.state.Load() == stSettled {
-			s.sent[it.LogID] = struct{}{}
+			w.sent[it.LogID] = struct{}{}
 		}
-	}
-}
-
-func sleep(ctx context.Context, d time.Duration) {
-	timer := time.NewTimer(d)
-	defer timer.Stop()
-	select {
-	case <-timer.C:
-	case <-ctx.Done():
 	}
 }

@@ -153,29 +153,29 @@ func (p *plan) tell(t *tenure) {
 	}
 }
 
-func (t *tenure) requests(hard context.Context) ([]request, error) {
-	ctx, cancel := context.WithTimeout(hard, t.db.timeout)
+func (s *seat) requests(hard context.Context) ([]request, error) {
+	ctx, cancel := context.WithTimeout(hard, s.db.timeout)
 	defer cancel()
-	rows, err := t.db.pool.Query(ctx, `SELECT id, log_id, action FROM `+t.db.table("relay_request")+`
-		WHERE relay = $1 AND done_at IS NULL ORDER BY id LIMIT $2`, t.cfg.Name, requestsAtOnce)
+	rows, err := s.db.pool.Query(ctx, `SELECT id, log_id, action FROM `+s.db.table("relay_request")+`
+		WHERE relay = $1 AND done_at IS NULL ORDER BY id LIMIT $2`, s.who.name, requestsAtOnce)
 	if err != nil {
-		return nil, fmt.Errorf("read the requests to relay %q: %w", t.cfg.Name, explain(t.db.schema, err))
+		return nil, fmt.Errorf("read the requests to %s: %w", s.who, explain(s.db.schema, err))
 	}
 	all, err := pgx.CollectRows(rows, func(row pgx.CollectableRow) (r request, err error) {
 		return r, row.Scan(&r.id, &r.logID, &r.action)
 	})
 	if err != nil {
-		return nil, fmt.Errorf("read the requests to relay %q: %w", t.cfg.Name, explain(t.db.schema, err))
+		return nil, fmt.Errorf("read the requests to %s: %w", s.who, explain(s.db.schema, err))
 	}
 	return all, nil
 }
 
-func (t *tenure) parkedStates(hard context.Context, ids []int64) (map[int64]string, error) {
-	ctx, cancel := context.WithTimeout(hard, t.db.timeout)
+func (s *seat) parkedStates(hard context.Context, ids []int64) (map[int64]string, error) {
+	ctx, cancel := context.WithTimeout(hard, s.db.timeout)
 	defer cancel()
-	rows, err := t.db.pool.Query(ctx, `SELECT log_id, state FROM `+t.db.table("parked")+` WHERE relay = $1 AND log_id = ANY ($2::bigint[])`, t.cfg.Name, ids)
+	rows, err := s.db.pool.Query(ctx, `SELECT log_id, state FROM `+s.db.table("parked")+` WHERE relay = $1 AND log_id = ANY ($2::bigint[])`, s.who.name, ids)
 	if err != nil {
-		return nil, fmt.Errorf("read the parked events of relay %q: %w", t.cfg.Name, err)
+		return nil, fmt.Errorf("read the parked events of %s: %w", s.who, err)
 	}
 	states := map[int64]string{}
 	var id int64

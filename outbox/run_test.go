@@ -79,7 +79,7 @@ func TestRunTwiceOnOneRelay(t *testing.T) {
 func TestNewRelayReportsAllFaults(t *testing.T) {
 	t.Parallel()
 	var none *sink
-	_, err := NewRelay(nil, none, RelayConfig{Name: "No Name", Schema: `x"`, Lanes: -1, Window: 1 << 30, Lease: time.Millisecond, Policy: 9, StartAt: 9,
+	_, err := NewRelay(nil, none, RelayConfig{Name: "No Name", Schema: `x"`, Lanes: -1, Window: 1 << 30, Lease: time.Millisecond, Policy: 9, StartAt: -2,
 		Retry: RetryConfig{Multiplier: -1}})
 	if !errors.Is(err, ErrInvalidConfig) {
 		t.Fatalf("%v, want ErrInvalidConfig", err)

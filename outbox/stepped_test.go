@@ -19,7 +19,7 @@ import (
 // a time, and what its lane gets is delivered when the test says so.
 type stepped struct {
 	f         *fixture
-	shift     *shift
+	shift     *relayWork
 	t         *tenure
 	delivered []*item      // in order, repeats included
 	width     func() int64 // of the reader's first window in a round; nil: as it is
@@ -39,7 +39,7 @@ func (f *fixture) stepped(name string, tune ...func(*RelayConfig)) *stepped {
 	if err != nil {
 		f.t.Fatal(err)
 	}
-	s := &stepped{f: f, shift: &shift{relay: relay, db: f.database()}, sent: map[int64]bool{}, mayRepeat: map[int64]bool{}}
+	s := &stepped{f: f, shift: &relayWork{relay: relay, db: f.database()}, sent: map[int64]bool{}, mayRepeat: map[int64]bool{}}
 	s.newHolder()
 	f.t.Cleanup(s.stop)
 	return s
@@ -82,17 +82,17 @@ func (s *stepped) takeOver() {
 	s.f.t.Helper()
 	s.stop()
 	ctx := context.Background()
-	l := newLease(s.shift.db, s.shift.relay.cfg.Name, allSlots, s.shift.holder, time.Minute)
+	l := newLease(s.shift.db, s.shift.who(), allSlots, s.shift.holder, time.Minute)
 	source, err := s.shift.db.source(ctx)
 	if err != nil {
 		s.f.t.Fatal(err)
 	}
 	s.t = s.shift.newTenure(l, source)
-	if err := s.t.takeOver(ctx); err != nil {
+	if err := s.t.takeOver(ctx, s.t.cfg.StartAt, false); err != nil {
 		s.f.t.Fatal(err)
 	}
 	s.t.seed = maphash.MakeSeed()
-	s.t.health = newHealth(s.t.log, "test", func() {})
+	s.t.health = newHealth(s.t.log, func() {})
 	s.t.lanes = []*lane{newLane(s.t)}
 	s.t.parked = map[int64]*item{}
 	s.t.idle.reset(time.Minute)

@@ -2,10 +2,8 @@ package outbox
 
 import (
 	"context"
-	"errors"
 	"fmt"
 	"hash/maphash"
-	"log/slog"
 	"sync"
 	"time"
 
@@ -18,11 +16,9 @@ func hit(name string) { failpoint.Hit(name) }
 // or stop. All that it keeps in memory is built from the database and thrown away
 // with it; only one goroutine, loop, writes to the database.
 type tenure struct {
+	seat
 	cfg    RelayConfig
-	log    *slog.Logger
-	db     *database
-	chain  *chain
-	lease  *lease
+	had    bool // this Run has had a position before
 	sender *sender
 	health *health
 	window *window
@@ -30,7 +26,7 @@ type tenure struct {
 	seed   maphash.Seed
 	reader *reader
 	margin time.Duration // before the lease's end, in which nothing is sent any more
-	source string
+	pace   pace
 
 	progressC chan struct{} // one signal at most: something was settled
 	wakeC     <-chan struct{}
@@ -77,12 +73,12 @@ func (t *tenure) wakeLanes() {
 // run takes the position over and moves it until ctx is done (nil: drained), or
 // hard is (the lease is lost), or an error.
 func (t *tenure) run(ctx, hard context.Context) error {
-	if err := t.takeOver(hard); err != nil {
+	if err := t.takeOver(hard, t.cfg.StartAt, t.had); err != nil {
 		return err
 	}
 	hit(fpTakeoverLinked)
 	t.seed = maphash.MakeSeed()
-	t.health = newHealth(t.log, t.cfg.Name, t.wakeLanes)
+	t.health = newHealth(t.log, t.wakeLanes)
 	for range t.cfg.Lanes {
 		t.lanes = append(t.lanes, newLane(t))
 	}
@@ -112,30 +108,6 @@ func (t *tenure) run(ctx, hard context.Context) error {
 		return err
 	}
 	return t.drain(hard, &running)
-}
-
-// takeOver reads the latest link and writes the next one, each a statement of its
-// own: in one, the position read could be older than the one a former holder is
-// just committing.
-func (t *tenure) takeOver(hard context.Context) error {
-	for {
-		found, err := t.chain.load(hard)
-		if err != nil {
-			return err
-		}
-		if found {
-			err = t.chain.advance(hard, t.chain.pos.lastID, true)
-		} else {
-			err = t.chain.create(hard, t.cfg.StartAt)
-		}
-		if !errors.Is(err, errFenced) {
-			return err
-		}
-		// The former holder's last link slipped in before ours: read it.
-		if hard.Err() != nil {
-			return context.Cause(hard)
-		}
-	}
 }
 
 // loop is the relay's one writer.
