@@ -2,21 +2,15 @@ package migrations
 
 import (
 	"context"
-	"embed"
 	"errors"
 	"fmt"
 	"hash/fnv"
-	"io/fs"
-	"strconv"
-	"strings"
 	"time"
 
 	"github.com/jackc/pgx/v5"
+	"github.com/jackc/pgx/v5/pgconn"
 	"github.com/jackc/pgx/v5/pgxpool"
 )
-
-//go:embed sql/*.sql
-var files embed.FS
 
 // Latest is the schema version this code is written for.
 const Latest = 1
@@ -27,26 +21,15 @@ var ErrFromTheFuture = errors.New("the schema was written by a newer version of 
 // ErrNotMigrated is wrapped when the schema is missing or older than this code.
 var ErrNotMigrated = errors.New("the schema is not migrated")
 
-type migration struct {
-	version int
-	name    string
-	sql     string
-}
-
 // Up brings schema (empty: DefaultSchema) to the latest version, creating it if
 // need be. It is safe to call at every start of every process; when there is
 // nothing to do it costs two reads. The role needs CREATE on the database, or
 // on the schema if that exists already. A schema with the role's own name is not
 // created, since the default search_path begins with it.
 func Up(ctx context.Context, pool *pgxpool.Pool, schema string) error {
-	if schema == "" {
-		schema = DefaultSchema
-	}
-	if err := CheckSchema(schema); err != nil {
+	schema, err := checked(pool, schema)
+	if err != nil {
 		return err
-	}
-	if pool == nil {
-		return fmt.Errorf("migrate schema %q: the pool is nil: pass an open *pgxpool.Pool", schema)
 	}
 	all, err := load()
 	if err != nil {
@@ -65,57 +48,81 @@ func Up(ctx context.Context, pool *pgxpool.Pool, schema string) error {
 }
 
 func up(ctx context.Context, tx pgx.Tx, schema string, all []migration) error {
-	// A transaction lock, because session locks do not survive PgBouncer.
-	if _, err := tx.Exec(ctx, `SELECT pg_advisory_xact_lock($1)`, lockKey(schema)); err != nil {
+	have, err := lock(ctx, tx, schema)
+	if err != nil {
 		return err
 	}
-	quoted := pgx.Identifier{schema}.Sanitize()
-	// Looked up first: CREATE SCHEMA IF NOT EXISTS asks for the privilege even when there is nothing to create.
-	var exists bool
-	if err := tx.QueryRow(ctx, `SELECT EXISTS (SELECT FROM pg_namespace WHERE nspname = $1)`, schema).Scan(&exists); err != nil {
-		return err
-	}
-	if !exists {
-		if err := checkSearchPath(ctx, tx, schema); err != nil {
+	if have == none {
+		if err := run(ctx, tx, schema, schemaUp); err != nil {
 			return err
 		}
-		if _, err := tx.Exec(ctx, `CREATE SCHEMA `+quoted); err != nil {
-			return err
-		}
-	}
-	if _, err := tx.Exec(ctx, `CREATE TABLE IF NOT EXISTS `+quoted+`.schema_migration (
-		version integer PRIMARY KEY, name text NOT NULL, applied_at timestamptz NOT NULL DEFAULT clock_timestamp())`); err != nil {
-		return err
-	}
-	var have int
-	if err := tx.QueryRow(ctx, `SELECT coalesce(max(version), 0) FROM `+quoted+`.schema_migration`).Scan(&have); err != nil {
-		return err
-	}
-	if have > Latest {
-		return fmt.Errorf("it is at version %d, this program knows %d: %w; upgrade the program", have, Latest, ErrFromTheFuture)
+		have = 0
 	}
 	for _, m := range all[have:] {
-		// The simple protocol takes several statements at once, in every exec mode.
-		if _, err := tx.Conn().PgConn().Exec(ctx, strings.ReplaceAll(m.sql, "{schema}", quoted)).ReadAll(); err != nil {
-			return fmt.Errorf("migration %s: %w", m.name, err)
-		}
-		if _, err := tx.Exec(ctx, `INSERT INTO `+quoted+`.schema_migration (version, name) VALUES ($1, $2)`, m.version, m.name); err != nil {
+		if err := run(ctx, tx, schema, m.up+m.applied()); err != nil {
 			return fmt.Errorf("migration %s: %w", m.name, err)
 		}
 	}
 	return nil
 }
 
-// checkSearchPath refuses to create a schema with the role's own name: the default
-// search_path begins with "$user", so that every unqualified table name of the
-// application would from then on be looked for in our schema first, and created there.
-func checkSearchPath(ctx context.Context, tx pgx.Tx, schema string) error {
-	var shadows bool
-	err := tx.QueryRow(ctx, `SELECT current_user = $1 AND current_setting('search_path') LIKE '%$user%'`, schema).Scan(&shadows)
-	if err == nil && shadows {
-		return fmt.Errorf("%w: it has the name of the connection's role, and search_path looks into that schema before public, where the application's own tables are: choose another schema name, or connect as another role", ErrInvalidSchema)
+// none is the version of a schema that does not exist, or has no list of what was applied.
+const none = -1
+
+// lock waits for whoever is migrating the schema, until the end of the
+// transaction, and returns the version they have left behind.
+func lock(ctx context.Context, tx pgx.Tx, schema string) (have int, err error) {
+	// A transaction lock, because session locks do not survive PgBouncer.
+	if _, err := tx.Exec(ctx, `SELECT pg_advisory_xact_lock($1)`, lockKey(schema)); err != nil {
+		return 0, err
+	}
+	// Not to_regclass, which answers from a cache that the wait has not brought up to date.
+	var exists bool
+	if err := tx.QueryRow(ctx, `SELECT EXISTS (SELECT FROM pg_tables WHERE schemaname = $1 AND tablename = 'schema_migration')`, schema).Scan(&exists); err != nil {
+		return 0, err
+	}
+	if !exists {
+		return none, nil
+	}
+	if err := tx.QueryRow(ctx, `SELECT coalesce(max(version), 0) FROM `+pgx.Identifier{schema, "schema_migration"}.Sanitize()).Scan(&have); err != nil {
+		return 0, err
+	}
+	if have > Latest {
+		return 0, fmt.Errorf("it is at version %d, this program knows %d: %w; upgrade the program", have, Latest, ErrFromTheFuture)
+	}
+	return have, nil
+}
+
+// run runs one of our files. The simple protocol takes several statements at once,
+// in every exec mode.
+func run(ctx context.Context, tx pgx.Tx, schema, sql string) error {
+	_, err := tx.Conn().PgConn().Exec(ctx, fill(sql, schema)).ReadAll()
+	var refused *pgconn.PgError
+	if errors.As(err, &refused) {
+		switch refused.Code { // those that our files raise
+		case "PB001":
+			return fmt.Errorf("%w: %s", ErrWouldLose, refused.Message)
+		case "PB002":
+			return fmt.Errorf("%w: %s", ErrInvalidSchema, refused.Message)
+		case "2BP01": // dependent objects still exist
+			return fmt.Errorf("%w: %s", err, refused.Detail)
+		}
 	}
 	return err
+}
+
+// checked is the schema that is meant.
+func checked(pool *pgxpool.Pool, schema string) (string, error) {
+	if schema == "" {
+		schema = DefaultSchema
+	}
+	if err := CheckSchema(schema); err != nil {
+		return "", err
+	}
+	if pool == nil {
+		return "", fmt.Errorf("migrate schema %q: the pool is nil: pass an open *pgxpool.Pool", schema)
+	}
+	return schema, nil
 }
 
 // Querier is what Version needs: a pool, a connection or a transaction.
@@ -162,32 +169,6 @@ func Check(ctx context.Context, db Querier, schema string) error {
 		return fmt.Errorf("schema %q is at version %d, this program knows %d: %w; upgrade the program", schema, v, Latest, ErrFromTheFuture)
 	}
 	return nil
-}
-
-// load reads the embedded files, which are numbered without gaps from 1.
-func load() ([]migration, error) {
-	names, err := fs.Glob(files, "sql/*.sql")
-	if err != nil {
-		return nil, err
-	}
-	all := make([]migration, 0, len(names))
-	for i, path := range names { // Glob sorts
-		name := strings.TrimSuffix(strings.TrimPrefix(path, "sql/"), ".sql")
-		number, _, _ := strings.Cut(name, "_")
-		version, err := strconv.Atoi(number)
-		if err != nil || version != i+1 {
-			return nil, fmt.Errorf("embedded migration %s: expected number %d", name, i+1)
-		}
-		sql, err := files.ReadFile(path)
-		if err != nil {
-			return nil, err
-		}
-		all = append(all, migration{version, name, string(sql)})
-	}
-	if len(all) != Latest {
-		return nil, fmt.Errorf("embedded migrations: %d files, Latest is %d", len(all), Latest)
-	}
-	return all, nil
 }
 
 // lockKey is the advisory lock of one schema's migration.

@@ -72,7 +72,7 @@ func TestUpTwentyAtOnce(t *testing.T) {
 						t.Error(err)
 					}
 					var n int
-					if err := pool.QueryRow(t.Context(), `SELECT count(*) FROM `+schema+`.schema_migration`).Scan(&n); err != nil || n != migrations.Latest {
+					if err := pool.QueryRow(t.Context(), `SELECT count(*) FROM `+schema+`.schema_migration WHERE version > 0`).Scan(&n); err != nil || n != migrations.Latest {
 						t.Errorf("%d migrations applied, want %d (error %v)", n, migrations.Latest, err)
 					}
 					if err := pool.QueryRow(t.Context(), `SELECT count(*) FROM `+schema+`.outbox_source`).Scan(&n); err != nil || n != 1 {
