@@ -16,9 +16,6 @@ import (
 // that tests start themselves. `make servers-up` writes it into .dev/env.
 const BinVariable = "POSTBUS_POSTGRES_BIN"
 
-// Debian15 is where Debian's package puts the binaries of Postgres 15.
-const Debian15 = "/usr/lib/postgresql/15/bin"
-
 // Binaries finds the folder of the binaries of one major version: where
 // packages put them (Debian's, the PostgreSQL project's RPMs, Homebrew), in
 // the other folders given, and at last where PATH finds postgres, if that is
