@@ -126,6 +126,13 @@
 //  16. All of this holds on PostgreSQL 15 and 18, and through PgBouncer in transaction
 //     mode (TestOrderWhileRelaysAreKilledAndFrozen, TestAppendOneAndMany,
 //     TestEveryExecMode).
+//  17. What would lose events, or never work, ends Run at its start, with one sentence
+//     that says what was found and what to do: a read replica, a schema of another
+//     version, all the privileges that are missing, ids in blocks or behind the log,
+//     another cluster's transaction ids (TestRunRefusesWhatWaitingCannotMend,
+//     TestStartRefusesAStandby, TestStartNamesEveryMissingGrant,
+//     TestStartRefusesASequenceBehind, TestStartRefusesAnotherClustersNumbers,
+//     TestStartRefusesNothingWhileEventsAreAppended).
 //
 // # Not promised
 //
