@@ -52,6 +52,9 @@
 // deskfilter.go (a person looks, and asks), request.go
 // (replay and discard, carried out). errors.go and failpoints.go belong to all.
 //
+// Looked at: stats.go, statsread.go and statssql.go (how the log and all who read it
+// stand, for all relays at once), check.go and checkrules.go (is it as it should be).
+//
 // Out of the log: retentionlock.go (what moves a position back, and what takes rows,
 // take turns).
 //
