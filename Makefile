@@ -48,7 +48,14 @@ go-is-there:
 	minor=$${version##*go1.}; minor=$${minor%%[!0-9]*}; \
 	if [ "$${minor:-0}" -lt 25 ]; then \
 		echo "Postbus needs Go 1.25 or later, and this shell finds $$version: install Go, or put it into PATH." >&2; exit 1; \
-	fi
+	fi; \
+	for name in GOCACHE GOMODCACHE; do \
+		folder=$$($(GO) env $$name); \
+		if [ -z "$$folder" ] || [ "$$folder" = off ] || ! mkdir -p "$$folder" 2>/dev/null; then \
+			echo "Go keeps what it builds and downloads below HOME ('$$HOME'), and the folder for $$name ('$$folder') cannot be made:" \
+				"set HOME to a folder of yours, or both GOCACHE and GOMODCACHE." >&2; exit 1; \
+		fi; \
+	done
 
 bench: servers-up ## measure ours beside peers and limits; QUICK=1, ONLY=drain.null,wake
 	@cd bench && $(GO) build -o ../.dev/bin/bench . && . ../.dev/env && exec ../.dev/bin/bench $(BENCHFLAGS)
