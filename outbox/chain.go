@@ -39,6 +39,7 @@ type chain struct {
 
 	insertSQL string
 	startSQL  string
+	rewindSQL string
 	lastIDSQL string
 	loadSQL   string
 	pruneSQL  string
@@ -70,6 +71,11 @@ func newChain(db *database, who owner, slots slotRange, holder uuid.UUID) *chain
 				(SELECT system_identifier FROM pg_control_system()) AS sys,
 				substr(pg_walfile_name(pg_current_wal_lsn()), 1, 8) AS line) AS now
 			RETURNING snapshot::text, upper_id`,
+
+		rewindSQL: `INSERT INTO ` + link + ` (relay, slot_from, slot_to, n, holder, round, last_id,
+				prev_snapshot, prev_id, snapshot, seen_id, upper_id, system_identifier, timeline)
+			SELECT $1, $2, $3, ` + next + `, $5::uuid, $4::bigint, 0, '1:1:', $6, $7::text::pg_snapshot, $9, $10,
+				(SELECT system_identifier FROM pg_control_system()), substr(pg_walfile_name(pg_current_wal_lsn()), 1, 8)`,
 
 		// The latest link, and the one that started its round.
 		loadSQL: `SELECT a.n, a.holder::text, a.last_id, b.n, b.prev_snapshot::text, b.prev_id, b.snapshot::text, b.seen_id, b.upper_id

@@ -6,6 +6,7 @@ import (
 	"regexp"
 	"time"
 
+	"github.com/postbus/postbus/internal/typepattern"
 	"github.com/postbus/postbus/migrations"
 )
 
@@ -39,6 +40,10 @@ type RelayConfig struct {
 	Schema string
 	// StartAt is where a name that has never run begins. Defaults to FromBeginning.
 	StartAt StartAt
+	// Types are the event types that go to the publisher, each one by name
+	// ("order.placed") or by pattern ("order.*", "*"). The others are passed over, for
+	// good. Defaults to all.
+	Types []string
 	// Policy defaults to BlockKey.
 	Policy Policy
 	// Retry of an event that is refused for now.
@@ -97,6 +102,11 @@ func (c RelayConfig) withDefaults(batches bool) (_ RelayConfig, faults []error) 
 	}
 	if c.Policy > SkipKey {
 		fault("RelayConfig.Policy is %d: use BlockKey or SkipKey", c.Policy)
+	}
+	for _, p := range c.Types {
+		if err := typepattern.Valid(p); err != nil {
+			fault("RelayConfig.Types: %w", err)
+		}
 	}
 	lanes := 64
 	if batches {

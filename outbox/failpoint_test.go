@@ -230,6 +230,11 @@ func (tr *trouble) decide() {
 		if e.State != ParkedGivenUp || tr.asked[e.LogID] {
 			continue
 		}
+		if len(tr.asked)%4 == 0 { // and now and then the relay itself is steered, to where it is going anyway
+			if _, err := tr.f.pool.Exec(context.Background(), `INSERT INTO `+tr.f.table("relay_request")+` (relay, action) VALUES ('test', 'rate')`); err != nil {
+				tr.f.t.Fatal(err)
+			}
+		}
 		tr.asked[e.LogID] = true
 		var n int
 		var payload []byte
@@ -299,7 +304,7 @@ func (tr *trouble) verify(s *sink, keys []string, n int, policy Policy, maxRepea
 		t.Errorf("%d events are still parked", left)
 	}
 	// Each request was carried out, once, and found what it was asked for.
-	if odd := tr.f.count(`SELECT count(*) FROM ` + tr.f.table("relay_request") + ` WHERE outcome IS NULL OR outcome NOT IN ('replayed', 'discarded')`); odd != 0 {
+	if odd := tr.f.count(`SELECT count(*) FROM ` + tr.f.table("relay_request") + ` WHERE outcome IS NULL OR outcome NOT IN ('replayed', 'discarded', 'as fast as it can')`); odd != 0 {
 		t.Errorf("%d requests were not carried out as asked", odd)
 	}
 }

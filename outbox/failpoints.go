@@ -16,6 +16,8 @@ const (
 	fpAfterComplete  = "complete.after"  // its row is gone
 	fpBeforeRequest  = "request.before"  // a replay or discard read, not carried out
 	fpAfterRequest   = "request.after"   // carried out and committed, the lanes not told
+	fpBeforeSteer    = "steer.before"    // a pause, rewind or the like is read, the window empty
+	fpAfterSteer     = "steer.after"     // carried out and committed
 	fpBeforeFinish   = "finish.before"   // all of a round is settled, its last link not written
 	fpAfterFinish    = "finish.after"    // the round is finished
 	fpBeforeHandover = "handover.before" // drained, the lease not given up
@@ -25,5 +27,5 @@ const (
 var failpoints = []string{
 	fpLeaseTaken, fpTakeoverLinked, fpRoundLinked, fpBeforePublish, fpAfterPublish,
 	fpBeforeLink, fpAfterLink, fpBeforePark, fpAfterPark, fpBeforeComplete, fpAfterComplete,
-	fpBeforeRequest, fpAfterRequest, fpBeforeFinish, fpAfterFinish, fpBeforeHandover,
+	fpBeforeRequest, fpAfterRequest, fpBeforeSteer, fpAfterSteer, fpBeforeFinish, fpAfterFinish, fpBeforeHandover,
 }

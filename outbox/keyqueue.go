@@ -14,21 +14,25 @@ func keyOf(it *item) laneKey { return laneKey{it.Topic, it.Key} }
 // keyQueue holds the events of one key that cannot simply flow: a failing one and
 // what waits behind it, by log id. Keys that flow have none.
 type keyQueue struct {
-	key     laneKey
-	items   []*item
-	due     time.Time // when its first may be sent
-	busy    bool      // one of its events is in a call
-	stopped bool      // its first is given up: goes on when that is noted, or a person says so
-	index   int       // in the heap, -1: not in it
+	key   laneKey
+	items []*item
+	due   time.Time // when its first may be sent
+	busy  bool      // one of its events is in a call
+	left  bool      // to the next holder
+	index int       // in the heap, -1: not in it
 }
 
-// insert keeps the order of ids; an event mostly comes last.
+// insert keeps the order of ids; an event mostly comes last. One that comes before
+// all others, after a rewind, is due at once.
 func (q *keyQueue) insert(it *item) {
 	i := len(q.items)
 	for i > 0 && q.items[i-1].LogID > it.LogID {
 		i--
 	}
 	q.items = slices.Insert(q.items, i, it)
+	if i == 0 && len(q.items) > 1 {
+		q.due = time.Time{}
+	}
 }
 
 func (q *keyQueue) remove(it *item) {
@@ -56,7 +60,8 @@ func (h *dueHeap) Pop() any {
 
 // schedule puts q into the heap, or takes it out, as its state says.
 func (h *dueHeap) schedule(q *keyQueue) {
-	ready := !q.busy && !q.stopped && len(q.items) > 0
+	// One that is given up goes on when that is noted, or a person says so.
+	ready := !q.busy && !q.left && len(q.items) > 0 && !q.items[0].giveUp
 	switch {
 	case ready && q.index < 0:
 		heap.Push(h, q)

@@ -46,7 +46,6 @@ func (l *lane) add(it *item) {
 	l.mu.Lock()
 	q := l.queue(keyOf(it))
 	q.insert(it)
-	q.stopped = q.items[0].giveUp
 	l.due.schedule(q)
 	l.mu.Unlock()
 	l.wake()
@@ -66,7 +65,6 @@ func (l *lane) remove(it *item) {
 	l.mu.Lock()
 	if q := l.keys[keyOf(it)]; q != nil {
 		q.remove(it)
-		q.stopped = len(q.items) > 0 && q.items[0].giveUp
 		q.due = time.Time{}
 		l.settleQueue(q)
 	}
@@ -79,7 +77,7 @@ func (l *lane) resume(it *item) {
 	l.mu.Lock()
 	q := l.queue(keyOf(it))
 	it.attempts, it.retry, it.giveUp, it.replays = 0, nil, false, it.replays+1
-	q.stopped, q.due = q.items[0].giveUp, time.Time{}
+	q.due = time.Time{}
 	l.due.schedule(q)
 	l.mu.Unlock()
 	l.wake()
@@ -268,7 +266,7 @@ func (l *lane) collectDue(now time.Time, n int, bytes *int) {
 		}
 		if took == 0 {
 			q.busy, q.due = false, now.Add(again)
-			q.stopped = q.stopped || l.draining
+			q.left = q.left || l.draining
 			l.due.schedule(q)
 			continue
 		}

@@ -49,7 +49,7 @@ func TestDueHeapGivesTheReadyQueuesByTheirTime(t *testing.T) {
 	var queues []*keyQueue
 	for i := range 20 {
 		q := &keyQueue{index: -1, items: testItems(1), due: now.Add(time.Duration(rand.IntN(1000)))}
-		q.busy, q.stopped = i%5 == 0, i%7 == 1
+		q.busy, q.left = i%5 == 0, i%7 == 1
 		if i%9 == 2 {
 			q.items = nil
 		}
@@ -62,7 +62,7 @@ func TestDueHeapGivesTheReadyQueuesByTheirTime(t *testing.T) {
 	}
 	ready := 0
 	for _, q := range queues {
-		isReady := !q.stopped && len(q.items) > 0
+		isReady := !q.left && len(q.items) > 0
 		if isReady {
 			ready++
 		}

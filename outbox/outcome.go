@@ -94,7 +94,6 @@ func (l *lane) failed(it *item, q *keyQueue, r Result, counts bool, now time.Tim
 	exhausted := r.Status == Passing && it.attempts >= l.t.cfg.Retry.MaxAttempts
 	if counts && (r.Status == Permanent || exhausted) {
 		it.giveUp = true
-		q.stopped = true
 	}
 	if it.parked && counts {
 		kind := doneTried

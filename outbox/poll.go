@@ -84,7 +84,7 @@ func (t *tenure) poll(hard context.Context) (acted bool, err error) {
 			EXISTS (SELECT FROM `+t.db.table("relay_request")+` WHERE relay = $4 AND done_at IS NULL)`,
 		r.seenID, r.upper, r.snap.text, t.cfg.Name).Scan(&text, &lastID, &unseen, &asked)
 	if err != nil {
-		return false, fmt.Errorf("relay %q looks for new events: %w", t.cfg.Name, explain(t.db.schema, err))
+		return false, fmt.Errorf("%s looks for new events: %w", t.who, explain(t.db.schema, err))
 	}
 	t.idle.lastID = lastID
 	if asked {
@@ -94,7 +94,7 @@ func (t *tenure) poll(hard context.Context) (acted bool, err error) {
 		}
 		acted = did
 	}
-	if t.active {
+	if t.active || t.ctl.paused {
 		t.idle.looked()
 		return acted, nil
 	}
@@ -133,7 +133,7 @@ func (t *tenure) lateNow(hard context.Context, text string) (bool, error) {
 	err = t.db.read(hard, `SELECT EXISTS (SELECT FROM `+t.db.table("outbox")+` WHERE xid = ANY ($1::text[]::xid8[]) AND id + 0 <= $2)`,
 		[]any{texts(xids), r.seenID}, func(rows pgx.Rows) (bool, error) { return false, rows.Scan(&found) })
 	if err != nil {
-		return false, fmt.Errorf("relay %q looks for late events: %w", t.cfg.Name, explain(t.db.schema, err))
+		return false, fmt.Errorf("%s looks for late events: %w", t.who, explain(t.db.schema, err))
 	}
 	for _, xid := range xids {
 		t.idle.asked[xid] = struct{}{}

@@ -8,6 +8,8 @@ import (
 	"strconv"
 
 	"github.com/jackc/pgx/v5"
+
+	"github.com/postbus/postbus/internal/typepattern"
 )
 
 const (
@@ -26,6 +28,9 @@ type reader struct {
 	width int64 // ids of the next window
 	found int   // rows of the last one: about as many will come again
 
+	skipBelow   int64    // ids below are left out
+	like, like2 []string // nil, or what event types are like
+
 	// Windows are windows of ids, never LIMIT: over a condition on xid the planner
 	// would take LIMIT for a reason to walk another index and re-read the backlog
 	// for every chunk. A window of ids has one sensible plan.
@@ -39,13 +44,35 @@ func newReader(db *database, slots slotRange, source string) *reader {
 	log := db.table("outbox")
 	return &reader{
 		db: db, slots: slots, rows: newRowReader(source), width: firstRows,
-		restSQL: `SELECT ` + rowColumns + ` FROM ` + log + ` WHERE id > $1 AND id <= $2 AND slot BETWEEN $3 AND $4 ORDER BY id`,
+		restSQL: `SELECT ` + rowColumns + ` FROM ` + log + ` WHERE id > $1 AND id <= $2 AND slot BETWEEN $3 AND $4
+			AND ($5::text[] IS NULL OR event_type LIKE ANY ($5::text[])) AND ($6::text[] IS NULL OR event_type LIKE ANY ($6::text[])) ORDER BY id`,
 		nextSQL: `SELECT id FROM ` + log + ` WHERE id > $1 AND id <= $2 ORDER BY id LIMIT 1`,
 		// The bounds on id are kept from the primary key, along which the planner
 		// would otherwise walk the whole log for a few late rows.
 		lateSQL: `SELECT id FROM ` + log + ` WHERE xid = ANY ($1::text[]::xid8[]) AND id + 0 > $2 AND id + 0 <= $3`,
-		someSQL: `SELECT ` + rowColumns + ` FROM ` + log + ` WHERE id = ANY ($1::bigint[]) AND slot BETWEEN $2 AND $3`,
+		someSQL: `SELECT ` + rowColumns + ` FROM ` + log + ` WHERE id = ANY ($1::bigint[]) AND slot BETWEEN $2 AND $3
+			AND ($4::text[] IS NULL OR event_type LIKE ANY ($4::text[])) AND ($5::text[] IS NULL OR event_type LIKE ANY ($5::text[]))`,
 	}
+}
+
+// narrow leaves out ids, and event types that do not match both sets of patterns
+// (none: all).
+func (rd *reader) narrow(skipBelow int64, patterns, more []string) {
+	rd.skipBelow, rd.like, rd.like2 = skipBelow, nil, nil
+	if len(patterns) > 0 {
+		rd.like = typepattern.Like(patterns)
+	}
+	if len(more) > 0 {
+		rd.like2 = typepattern.Like(more)
+	}
+}
+
+// widest is the widest window of ids: wider where few of its rows are wanted.
+func (rd *reader) widest() int64 {
+	if rd.like != nil || rd.like2 != nil {
+		return 16 * chunkRows
+	}
+	return chunkRows
 }
 
 // read sends the rows of r above lastID to out, in order. It returns when all are
@@ -54,7 +81,7 @@ func (rd *reader) read(ctx context.Context, r *round, lastID int64, out chan<- *
 	if err := rd.readLate(ctx, r, lastID, out); err != nil {
 		return err
 	}
-	return rd.readRest(ctx, r, max(lastID, r.prevID), out)
+	return rd.readRest(ctx, r, max(lastID, r.prevID, rd.skipBelow-1), out)
 }
 
 // readLate reads the ids first and the rows by id, so that a transaction of any
@@ -64,14 +91,14 @@ func (rd *reader) readLate(ctx context.Context, r *round, lastID int64, out chan
 	if len(xids) == 0 || lastID >= r.prevID {
 		return nil
 	}
-	ids, err := rd.lateIDs(ctx, xids, lastID, r.prevID)
+	ids, err := rd.lateIDs(ctx, xids, max(lastID, rd.skipBelow-1), r.prevID)
 	if err != nil {
 		return fmt.Errorf("read the late events of round %d: %w", r.n, err)
 	}
 	slices.Sort(ids)
 	for len(ids) > 0 {
 		n := min(len(ids), int(min(rd.width, 1000)))
-		c, last, err := rd.fetch(ctx, nil, rd.someSQL, ids[:n], rd.slots.from, rd.slots.to)
+		c, last, err := rd.fetch(ctx, nil, rd.someSQL, ids[:n], rd.slots.from, rd.slots.to, rd.like, rd.like2)
 		if err != nil {
 			return fmt.Errorf("read the late events of round %d: %w", r.n, err)
 		}
@@ -101,7 +128,7 @@ func (rd *reader) lateIDs(ctx context.Context, xids []uint64, above, upTo int64)
 func (rd *reader) readRest(ctx context.Context, r *round, lo int64, out chan<- *chunk) error {
 	for lo < r.upper {
 		hi := min(lo+rd.width, r.upper)
-		c, last, err := rd.fetch(ctx, r, rd.restSQL, lo, hi, rd.slots.from, rd.slots.to)
+		c, last, err := rd.fetch(ctx, r, rd.restSQL, lo, hi, rd.slots.from, rd.slots.to, rd.like, rd.like2)
 		if err != nil {
 			return fmt.Errorf("read events %d to %d of round %d: %w", lo+1, hi, r.n, err)
 		}
@@ -165,8 +192,8 @@ func (rd *reader) fetch(ctx context.Context, r *round, sql string, args ...any) 
 	case cut >= 0:
 		rd.width = max(1, rd.width/2)
 	case bytes < chunkBytes/4:
-		if rd.width < chunkRows {
-			rd.width, rd.found = min(2*rd.width, chunkRows), 2*rd.found
+		if most := rd.widest(); rd.width < most {
+			rd.width, rd.found = min(2*rd.width, most), 2*rd.found
 		}
 	}
 	return newChunk(slab), cut, nil

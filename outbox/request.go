@@ -3,15 +3,19 @@ package outbox
 import (
 	"context"
 	"fmt"
+	"slices"
 
 	"github.com/jackc/pgx/v5"
 )
 
-// request is what a person asks of one parked event.
+// request is what a person asks of a parked event, or of its owner (steer.go).
 type request struct {
 	id     int64
-	logID  int64
 	action string
+	logID  int64
+	rate   *float64
+	types  []string
+	by     string
 }
 
 const (
@@ -23,11 +27,19 @@ const requestsAtOnce = 1000
 
 // carryOut does what is asked, in the parked events' own lanes: the change of the
 // rows, the completion of the requests and the link commit together, so that a
-// crash repeats it harmlessly.
+// crash repeats it harmlessly. What is asked of the relay as a whole takes an empty
+// window: errSteered.
 func (t *tenure) carryOut(hard context.Context) (acted bool, err error) {
 	requests, err := t.requests(hard)
 	if err != nil || len(requests) == 0 {
 		return false, err
+	}
+	if t.steerable(requests) {
+		return false, errSteered
+	}
+	requests = slices.DeleteFunc(requests, func(r request) bool { return r.steers() })
+	if len(requests) == 0 {
+		return false, nil
 	}
 	hit(fpBeforeRequest)
 	ids := make([]int64, len(requests))
@@ -156,13 +168,13 @@ func (p *plan) tell(t *tenure) {
 func (s *seat) requests(hard context.Context) ([]request, error) {
 	ctx, cancel := context.WithTimeout(hard, s.db.timeout)
 	defer cancel()
-	rows, err := s.db.pool.Query(ctx, `SELECT id, log_id, action FROM `+s.db.table("relay_request")+`
+	rows, err := s.db.pool.Query(ctx, `SELECT id, action, coalesce(log_id, 0), rate, types, requested_by FROM `+s.db.table("relay_request")+`
 		WHERE relay = $1 AND done_at IS NULL ORDER BY id LIMIT $2`, s.who.name, requestsAtOnce)
 	if err != nil {
 		return nil, fmt.Errorf("read the requests to %s: %w", s.who, explain(s.db.schema, err))
 	}
 	all, err := pgx.CollectRows(rows, func(row pgx.CollectableRow) (r request, err error) {
-		return r, row.Scan(&r.id, &r.logID, &r.action)
+		return r, row.Scan(&r.id, &r.action, &r.logID, &r.rate, &r.types, &r.by)
 	})
 	if err != nil {
 		return nil, fmt.Errorf("read the requests to %s: %w", s.who, explain(s.db.schema, err))

@@ -85,6 +85,9 @@ func (t *tenure) finishRound(hard context.Context, done []completion) error {
 	if err := t.chain.prune(hard); err != nil {
 		return err
 	}
+	if t.moveWaits {
+		return errSteered
+	}
 	if t.chain.fresh > t.chain.pos.round.upper {
 		return t.startRound(hard, t.chain.fresh)
 	}

@@ -2,6 +2,7 @@ package outbox
 
 import (
 	"context"
+	"errors"
 	"fmt"
 	"hash/maphash"
 	"sync"
@@ -87,9 +88,6 @@ func (t *tenure) run(ctx, hard context.Context) error {
 	}
 	lanesCtx, stopLanes := context.WithCancel(hard)
 	var running sync.WaitGroup
-	for _, l := range t.lanes {
-		running.Go(func() { l.run(lanesCtx) })
-	}
 	defer func() {
 		if t.stopReading != nil {
 			t.stopReading()
@@ -100,14 +98,50 @@ func (t *tenure) run(ctx, hard context.Context) error {
 	if t.sentRound != t.chain.pos.round.n {
 		t.sentBefore = nil
 	}
-	if !t.chain.pos.finished() {
-		t.read(hard, t.chain.pos.lastID)
+	if !t.ctl.paused {
+		for _, l := range t.lanes {
+			running.Go(func() { l.run(lanesCtx) })
+		}
+		if err := t.goOn(hard); err != nil {
+			return err
+		}
 	}
 	err := t.loop(ctx, hard)
-	if err != nil || ctx.Err() == nil {
+	steers := errors.Is(err, errSteered)
+	if !steers && (err != nil || ctx.Err() == nil) {
 		return err
 	}
-	return t.drain(hard, &running)
+	if err := t.drain(hard, &running); err != nil || !steers {
+		return err
+	}
+	if err := t.steer(hard); err != nil {
+		return err
+	}
+	return errSteered
+}
+
+// goOn reads what is left of the present round.
+func (t *tenure) goOn(hard context.Context) error {
+	r := &t.chain.pos.round
+	t.pace.rate = t.ctl.rate
+	t.reader.narrow(t.ctl.skipBelow, t.cfg.Types, t.ctl.types)
+	if t.chain.pos.finished() {
+		return nil
+	}
+	if r.prev.xmax == emptySnapshot.xmax { // rewound: what was put aside since is not sent from the log
+		ids, err := t.parkedIDs(hard, r.prevID)
+		if err != nil {
+			return err
+		}
+		for _, id := range ids {
+			if t.sentBefore == nil {
+				t.sentBefore = map[int64]struct{}{}
+			}
+			t.sentBefore[id] = struct{}{}
+		}
+	}
+	t.read(hard, t.chain.pos.lastID)
+	return nil
 }
 
 // loop is the relay's one writer.
@@ -188,7 +222,7 @@ func (t *tenure) read(hard context.Context, lastID int64) {
 		}
 		if err := <-read; err != nil {
 			if ctx.Err() == nil {
-				t.readErrC <- fmt.Errorf("relay %q: %w", t.cfg.Name, explain(t.db.schema, err))
+				t.readErrC <- fmt.Errorf("%s: %w", t.who, explain(t.db.schema, err))
 			}
 			return
 		}
@@ -201,7 +235,11 @@ func (t *tenure) read(hard context.Context, lastID int64) {
 func (t *tenure) dispatch(ctx context.Context, items []*item) error {
 	perLane := map[*lane][]*item{}
 	for len(items) > 0 {
-		n, err := t.window.put(ctx, items)
+		allowed, err := t.pace.take(ctx, len(items))
+		if err != nil {
+			return err
+		}
+		n, err := t.window.put(ctx, items[:allowed])
 		if err != nil {
 			return err
 		}
