@@ -24,7 +24,8 @@
 //
 // Into the log: log.go (what a log is, topics, slots), append.go (check, encode once,
 // one INSERT), copy.go (many events as one COPY), keylock.go (order without a row lock,
-// by option), wake.go (the relay of this process is told of a commit, or given a hint).
+// by option), wake.go (the relay of this process is told of a commit, or given a hint),
+// notify.go, listen.go and listendirect.go (those of other processes are told).
 // The table, with the reason for the order of its columns, is in
 // migrations/sql/0001_outbox.sql.
 //
@@ -118,7 +119,14 @@
 //     (TestFromNow).
 //  13. A relay is told of a commit made through this process, and looks at once; of an
 //     append whose commit nobody reports it is given a hint, and looks soon and then
-//     ever more rarely (TestHintIsLookedForSoon).
+//     ever more rarely (TestHintIsLookedForSoon). With a [Notifier] there and a
+//     [Listener] here it is told of another process's commits, too
+//     (TestCommitOfAnotherProcessWakesTheRelay, TestListenerWakesTheRelaysOfItsProcess),
+//     after connections were lost, with or without a word (TestListenerOutlivesItsConnection,
+//     TestListenerFindsADeadConnection, TestNotifierWaitsTroubleOut). Many commits are
+//     few notifications (TestNotificationsAreCoalesced), none of them inside a
+//     transaction that publishes (TestNoNotifyInsideATransactionThatPublishes); where
+//     they would be lost, Run says so (TestListenerRefusesPgBouncerInTransactionMode).
 //  14. Under LogConfig.LockKeys the order of a key's events is that of the transactions
 //     that append them, without any other lock; appends that cross do not deadlock, and
 //     a transaction holds at most KeyLocks locks (TestKeyLockOrdersWritersWithoutARowLock,
