@@ -27,6 +27,31 @@ type Desk struct {
 	by   string
 }
 
+// What a desk refuses, to branch on. The text of each error says the way out.
+var (
+	// ErrInvalidRequest is wrapped when what is asked makes no sense, whatever the
+	// relay is doing: a rate of zero, a pattern that is none, an empty filter. Nothing
+	// was asked for.
+	ErrInvalidRequest = errors.New("invalid request")
+	// ErrUnknownRelay is wrapped when no relay and no durable handler of that name has
+	// ever run on this schema, or it was dropped.
+	ErrUnknownRelay = errors.New("no relay or durable handler of that name")
+	// ErrNothingMatches is wrapped when a filter means no event that could be replayed
+	// or discarded. Nothing was asked for.
+	ErrNothingMatches = errors.New("nothing matches")
+	// ErrUnknownRequest is wrapped when a request is not, or no longer, in the record.
+	ErrUnknownRequest = errors.New("no such request")
+	// ErrWrongWay is wrapped when a rewind would go ahead, or a skip back.
+	ErrWrongWay = errors.New("wrong way")
+	// ErrOutsideLog is wrapped when a position is to move to where the log has no
+	// events any more, or none yet.
+	ErrOutsideLog = errors.New("outside the log")
+	// ErrRunning is wrapped when a relay or handler is to be dropped that somebody runs.
+	ErrRunning = errors.New("it is running")
+	// ErrHasParked is wrapped when a drop would lose events that are parked.
+	ErrHasParked = errors.New("parked events would be lost")
+)
+
 // DeskConfig is what NewDesk may be told. The zero value works.
 type DeskConfig struct {
 	// Schema defaults to migrations.DefaultSchema.
@@ -78,7 +103,7 @@ func faultOfLine(s string, most int) string {
 	return ""
 }
 
-// did says what was attempted on which name, and what came in between.
+// did says what was attempted, with a %q for the name, and what came in between.
 func (d *Desk) did(what string, err error) error {
-	return fmt.Errorf("%s %q: %w", what, d.name, explain(d.db.schema, err))
+	return fmt.Errorf(what+": %w", d.name, explain(d.db.schema, err))
 }

@@ -68,7 +68,7 @@ func (f ParkedFilter) check() error {
 	}
 	if len(faults) > 0 {
 		slices.SortFunc(faults, func(a, b error) int { return strings.Compare(a.Error(), b.Error()) })
-		return fmt.Errorf("%w: %w", ErrInvalidConfig, errors.Join(faults...))
+		return fmt.Errorf("%w: %w", ErrInvalidRequest, errors.Join(faults...))
 	}
 	return nil
 }

@@ -51,10 +51,10 @@ func (d *Desk) Get(ctx context.Context, logID int64) (ParkedEvent, error) {
 
 // Parked gives up to limit of the parked events that filter means, above the log id
 // after, in order. Start with 0, go on with the last one's id; a page that is not
-// full is the last. What is wrong with filter or limit wraps ErrInvalidConfig.
+// full is the last. What is wrong with filter or limit wraps ErrInvalidRequest.
 func (d *Desk) Parked(ctx context.Context, filter ParkedFilter, after int64, limit int) ([]ParkedEvent, error) {
 	if limit < 1 {
-		return nil, fmt.Errorf("list the parked events of %q: %w: limit is %d, use at least 1", d.name, ErrInvalidConfig, limit)
+		return nil, fmt.Errorf("list the parked events of %q: %w: limit is %d, use at least 1", d.name, ErrInvalidRequest, limit)
 	}
 	if err := filter.check(); err != nil {
 		return nil, fmt.Errorf("list the parked events of %q: %w", d.name, err)
@@ -69,7 +69,7 @@ func (d *Desk) parked(ctx context.Context, where string, args ...any) ([]ParkedE
 	rows, err := d.db.pool.Query(ctx, `SELECT p.log_id, p.state, p.attempts, p.replays, coalesce(p.last_error, ''), p.event_id::text, p.event_type, p.topic,
 		p.partition_key, octet_length(p.payload), p.parked_at, p.changed_at FROM `+d.db.table("parked")+` AS p WHERE p.relay = $1`+where, append([]any{d.name}, args...)...)
 	if err != nil {
-		return nil, d.did("read the parked events of", err)
+		return nil, d.did("read the parked events of %q", err)
 	}
 	found, err := pgx.CollectRows(rows, func(row pgx.CollectableRow) (e ParkedEvent, err error) {
 		var id string
@@ -79,7 +79,7 @@ func (d *Desk) parked(ctx context.Context, where string, args ...any) ([]ParkedE
 		return e, err
 	})
 	if err != nil {
-		return nil, d.did("read the parked events of", err)
+		return nil, d.did("read the parked events of %q", err)
 	}
 	return found, nil
 }
@@ -126,7 +126,7 @@ func (d *Desk) ask(ctx context.Context, action string, states []string, logIDs [
 		return err
 	})
 	if err != nil {
-		return d.did(action+" events of", err)
+		return d.did(action+" events of %q", err)
 	}
 	wake(d.db.schema)
 	return nil

@@ -49,8 +49,9 @@
 // clean stop).
 //
 // Or not: parking.go (put aside, in the transaction whose link passes it),
-// parkedload.go (found again by the next holder), desk.go, deskparked.go and
-// deskfilter.go (a person looks, and asks), request.go
+// parkedload.go (found again by the next holder), desk.go, deskparked.go, deskfilter.go
+// and deskmatching.go (a person looks, and asks), deskrequests.go (the record of it),
+// desksteer.go and deskmove.go (what is asked of the whole), deskdrop.go, request.go
 // (replay and discard, carried out). errors.go and failpoints.go belong to all.
 //
 // Looked at: stats.go, statsread.go and statssql.go (how the log and all who read it

@@ -41,7 +41,7 @@ func TestRequestsForWhatIsNotParkedAreRefused(t *testing.T) {
 	if _, err := d.Get(ctx, second+1000); !errors.Is(err, ErrNotParked) {
 		t.Errorf("get of a stranger: %v", err)
 	}
-	if _, err := d.Parked(ctx, ParkedFilter{}, 0, 0); !errors.Is(err, ErrInvalidConfig) {
+	if _, err := d.Parked(ctx, ParkedFilter{}, 0, 0); !errors.Is(err, ErrInvalidRequest) {
 		t.Errorf("list of nothing: %v", err)
 	}
 	if n := f.count(`SELECT count(*) FROM ` + f.table("relay_request")); n != 0 {
