@@ -55,7 +55,7 @@ func waysOut(lacks []lack, noRoot error) error {
 		noRoot = errors.New("apt-get has no package for it")
 	}
 	var b strings.Builder
-	fmt.Fprintf(&b, "%s: not here, and not to be installed for you (%v), so nothing was started.\n", strings.Join(whats, ", "), noRoot)
+	fmt.Fprintf(&b, "%s; it can't be done for you (%v), so nothing was started.\n", strings.Join(whats, ", "), noRoot)
 	fmt.Fprintf(&b, "%s\nDo one of these, then try again:\n", strings.Join(whys, "\n"))
 	for _, m := range []struct{ name, command, key string }{
 		{"Debian, Ubuntu", "sudo apt-get install", "debian"},

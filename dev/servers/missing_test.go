@@ -67,7 +67,7 @@ func TestNothingStartsWhileSomethingIsMissing(t *testing.T) {
 	if !errors.Is(err, errNotInstalled) {
 		t.Fatalf("got %v", err)
 	}
-	for _, want := range []string{"Lost: not here", "nothing was started", "lost is not in PATH", "apt-get install lost-server", "Docker", "export POSTBUS_TEST_LOST_URL=lost://host"} {
+	for _, want := range []string{"not installed: Lost; it can't be done for you", "nothing was started", "lost is not in PATH", "apt-get install lost-server", "Docker", "export POSTBUS_TEST_LOST_URL=lost://host"} {
 		if !strings.Contains(err.Error(), want) {
 			t.Errorf("no %q in: %v", want, err)
 		}
