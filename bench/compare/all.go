@@ -7,6 +7,10 @@ import "github.com/postbus/postbus/bench/harness"
 func All() []harness.Comparison {
 	return []harness.Comparison{
 		drainNull,
+		drainRTT,
+		drainRedis,
+		appendBatch,
+		appendTx,
 	}
 }
 

@@ -4,6 +4,7 @@ import (
 	"context"
 	"fmt"
 	"runtime"
+	"runtime/pprof"
 )
 
 // Runner is a program in a contest. Run does the work once, on that many rows, and
@@ -40,6 +41,7 @@ const (
 // Outcome holds every rate that was measured, by round.
 type Outcome struct {
 	rates  map[string][]float64
+	cpu    map[string][]float64 // of this process, in microseconds a row, preparations included
 	peers  []string
 	rounds int
 }
@@ -48,10 +50,15 @@ type Outcome struct {
 // that none always runs on what another has left in the caches. The first run of ours
 // warms up and is not counted.
 func (c Contest) Run(ctx context.Context, e *Env) (*Outcome, error) {
-	o := &Outcome{rates: map[string][]float64{}, rounds: c.Rounds}
+	o := &Outcome{rates: map[string][]float64{}, cpu: map[string][]float64{}, rounds: c.Rounds}
 	turn := func(as string, r Runner, rows int) (float64, error) {
 		runtime.GC() // each pays for its own garbage
-		rate, err := r.Run(ctx, rows)
+		var rate float64
+		var err error
+		// A CPU profile tells the programs apart: go tool pprof -tagfocus program=ours
+		before := cpuTime()
+		pprof.Do(ctx, pprof.Labels("program", as), func(ctx context.Context) { rate, err = r.Run(ctx, rows) })
+		o.cpu[as] = append(o.cpu[as], (cpuTime()-before).Seconds()*1e6/float64(rows))
 		if err == nil && ctx.Err() != nil {
 			err = context.Cause(ctx)
 		}
@@ -104,6 +111,10 @@ func (c Contest) Run(ctx context.Context, e *Env) (*Outcome, error) {
 // Rate is the median of a program's rates.
 func (o *Outcome) Rate(name string) float64 { return Median(o.rates[name]) }
 
+// CPU is what a row costs in CPU of this process (the server's is not in it), in
+// microseconds, preparations of a round included.
+func (o *Outcome) CPU(name string) float64 { return Median(o.cpu[name]) }
+
 // Ratios are those of ours to name's, taken within each round, since what disturbs a
 // round disturbs both; where one of them ran once, to the median of the other.
 func (o *Outcome) Ratios(name string) []float64 {
@@ -138,6 +149,11 @@ func (o *Outcome) Line(name string) *Line {
 		l.Figure(p, o.Rate(p)).Figure("ratio_"+p, o.Ratio(p))
 	}
 	l.Figure("aa", o.Ratio(Again))
+	for _, p := range o.peers {
+		if len(o.rates[p]) > 1 {
+			l.Text("spread_"+p, SpreadOf(o.Ratios(p)).String())
+		}
+	}
 	if len(o.rates[Limit]) > 0 {
 		l.Text("spread_limit", SpreadOf(o.Ratios(Limit)).String())
 	}

@@ -94,7 +94,7 @@ func TestLine(t *testing.T) {
 		Ours: {100, 200, 300}, Again: {100, 210, 300}, Limit: {200, 250, 1000}, "slow": {10}, "fast": {50, 400, 150},
 	}}
 	want := "bench drain.null ours=200 limit=250 ratio_limit=0.50 slow=10.0 ratio_slow=20.0 fast=150 ratio_fast=2.00 aa=1.00" +
-		" spread_limit=0.30..0.80 spread_aa=0.95..1.00 rounds=3 p50_ms=1.50 p99_ms=12.0"
+		" spread_fast=0.50..2.00 spread_limit=0.30..0.80 spread_aa=0.95..1.00 rounds=3 p50_ms=1.50 p99_ms=12.0"
 	if got := o.Line("drain.null").Latency("", 1.5, 12).String(); got != want {
 		t.Errorf("\n got %s\nwant %s", got, want)
 	}

@@ -37,9 +37,10 @@ var keys = func() (ks [Keys]string) {
 }()
 
 // note fills the document up to Bytes.
-var note = strings.Repeat("n", Bytes-len(encoded(Order{OrderID: keys[0], TotalCents: 12345})))
+var note = strings.Repeat("n", Bytes-len(Encoded(Order{OrderID: keys[0], TotalCents: 12345})))
 
-func encoded(o Order) []byte {
+// Encoded is the document of one order, under a fresh id.
+func Encoded(o Order) []byte {
 	e, err := events.New(context.Background(), o)
 	if err != nil {
 		panic(err)
@@ -68,4 +69,4 @@ func EventOf(i int) events.DomainEvent {
 }
 
 // Document is one encoded event, for programs that fill tables of their own.
-func Document(i int) []byte { return encoded(OrderOf(i)) }
+func Document(i int) []byte { return Encoded(OrderOf(i)) }
