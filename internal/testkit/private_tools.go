@@ -5,6 +5,7 @@ import (
 	"path/filepath"
 	"testing"
 
+	"github.com/postbus/postbus/internal/pgserver"
 	"github.com/postbus/postbus/internal/testkit/process"
 )
 
@@ -19,6 +20,10 @@ func (s *PrivateServer) Has(program string) bool {
 // the server's folder. The test fails if it does.
 func (s *PrivateServer) Run(program string, args ...string) {
 	s.t.Helper()
+	if !s.Has(program) {
+		s.t.Fatalf("run %s for the test: it is not in %s, and binaries downloaded from Maven have none: install the Debian package postgresql-15, or set %s to the bin folder of a whole PostgreSQL 15",
+			program, s.server.Bin, pgserver.BinVariable)
+	}
 	if err := process.Run(s.server.Account, s.server.Dir, "", filepath.Join(s.server.Bin, program), args...); err != nil {
 		s.t.Fatal(err)
 	}

@@ -3,6 +3,7 @@ package testkit
 import (
 	"context"
 	"fmt"
+	"os"
 	"strings"
 	"testing"
 	"time"
@@ -13,9 +14,13 @@ import (
 // lockWait is for sessions that are about to end: a killed child's, say.
 const lockWait = 10 * time.Second
 
+// KeepVariable, set to anything, has schemas of failed tests kept, to be
+// looked into. Whoever has kept them drops them.
+const KeepVariable = "POSTBUS_TEST_KEEP"
+
 // Schema is the name of a schema that belongs to the test. Nothing is created;
 // what exists under the name when the test ends is dropped, on PG15 or on the
-// servers given.
+// servers given, but see KeepVariable.
 //
 // The drop logs in to the server itself, past any pooler. It waits ten seconds
 // for locks, then fails the test and tells who holds them.
@@ -28,6 +33,10 @@ func Schema(t testing.TB, on ...Server) string {
 	for _, server := range on {
 		address := URL(t, server.direct()) // now: a missing server fails the test at its start
 		t.Cleanup(func() {
+			if t.Failed() && os.Getenv(KeepVariable) != "" {
+				t.Logf("the schema %s is kept, on the server of %s", name, server.direct())
+				return
+			}
 			if err := dropSchema(address, name, lockWait); err != nil {
 				t.Error(err)
 			}
