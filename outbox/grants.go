@@ -20,9 +20,9 @@ var grantsOfRelay = []grant{
 	{"TABLE", "outbox_source", "SELECT, UPDATE"}, // UPDATE: a new timeline raises the incarnation
 	{"TABLE", "outbox", "SELECT"},
 	{"SEQUENCE", "outbox_id", "SELECT"}, // without it pg_sequence_last_value is NULL, which reads as an empty log
-	{"TABLE", "relay", "SELECT, INSERT, UPDATE, DELETE"},
+	{"TABLE", "relay", "SELECT, INSERT, UPDATE"},
 	{"TABLE", "relay_link", "SELECT, INSERT, DELETE"},
-	{"TABLE", "relay_lease", "SELECT, INSERT, UPDATE, DELETE"},
+	{"TABLE", "relay_lease", "SELECT, INSERT, UPDATE"},
 	{"TABLE", "relay_request", "SELECT, UPDATE"},
 	{"TABLE", "retention", "SELECT"},
 	{"TABLE", "parked", "SELECT, INSERT, UPDATE, DELETE"},
