@@ -44,6 +44,54 @@ func (q *keyQueue) remove(it *item) {
 	}
 }
 
+// keyQueues are those of one lane, or one handler.
+type keyQueues struct {
+	keys map[laneKey]*keyQueue
+	due  dueHeap
+}
+
+// queue gives the queue of k, which may be new.
+func (s *keyQueues) queue(k laneKey) *keyQueue {
+	q := s.keys[k]
+	if q == nil {
+		q = &keyQueue{key: k, index: -1}
+		s.keys[k] = q
+	}
+	return q
+}
+
+// settleQueue schedules a queue that is not busy any more, or drops an empty one.
+func (s *keyQueues) settleQueue(q *keyQueue) {
+	s.due.schedule(q)
+	if len(q.items) == 0 && !q.busy {
+		delete(s.keys, q.key)
+	}
+}
+
+// put adds an event to its key's queue.
+func (s *keyQueues) put(it *item) {
+	q := s.queue(keyOf(it))
+	q.insert(it)
+	s.due.schedule(q)
+}
+
+// takeOut removes one, after which its key goes on.
+func (s *keyQueues) takeOut(it *item) {
+	if q := s.keys[keyOf(it)]; q != nil {
+		q.remove(it)
+		q.due = time.Time{}
+		s.settleQueue(q)
+	}
+}
+
+// tryAnew has a parked event tried from its first attempt on.
+func (s *keyQueues) tryAnew(it *item) {
+	q := s.queue(keyOf(it))
+	it.attempts, it.retry, it.giveUp, it.replays = 0, nil, false, it.replays+1
+	q.due = time.Time{}
+	s.due.schedule(q)
+}
+
 // dueHeap orders the queues that may be sent from by when.
 type dueHeap []*keyQueue
 

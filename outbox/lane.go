@@ -16,10 +16,9 @@ type lane struct {
 	caller *caller
 	wakeC  chan struct{} // one signal at most
 
-	mu    sync.Mutex
-	fifo  []*item
-	keys  map[laneKey]*keyQueue
-	due   dueHeap
+	mu   sync.Mutex
+	fifo []*item
+	keyQueues
 	inUse map[laneKey]struct{} // keys of the call being put together, if each may appear once only
 	batch []*item
 	msgs  []*Message
@@ -30,7 +29,7 @@ type lane struct {
 }
 
 func newLane(t *tenure) *lane {
-	return &lane{t: t, wakeC: make(chan struct{}, 1), keys: map[laneKey]*keyQueue{}, inUse: map[laneKey]struct{}{}}
+	return &lane{t: t, wakeC: make(chan struct{}, 1), keyQueues: keyQueues{keys: map[laneKey]*keyQueue{}}, inUse: map[laneKey]struct{}{}}
 }
 
 // push takes over dispatched events.
@@ -44,9 +43,7 @@ func (l *lane) push(items []*item) {
 // add puts a parked event into its key's queue.
 func (l *lane) add(it *item) {
 	l.mu.Lock()
-	q := l.queue(keyOf(it))
-	q.insert(it)
-	l.due.schedule(q)
+	l.put(it)
 	l.mu.Unlock()
 	l.wake()
 }
@@ -63,11 +60,7 @@ func (l *lane) replace(old, parked *item) {
 // remove takes an event out, after which its key goes on.
 func (l *lane) remove(it *item) {
 	l.mu.Lock()
-	if q := l.keys[keyOf(it)]; q != nil {
-		q.remove(it)
-		q.due = time.Time{}
-		l.settleQueue(q)
-	}
+	l.takeOut(it)
 	l.mu.Unlock()
 	l.wake()
 }
@@ -75,29 +68,9 @@ func (l *lane) remove(it *item) {
 // resume tries a parked event again from its first attempt on.
 func (l *lane) resume(it *item) {
 	l.mu.Lock()
-	q := l.queue(keyOf(it))
-	it.attempts, it.retry, it.giveUp, it.replays = 0, nil, false, it.replays+1
-	q.due = time.Time{}
-	l.due.schedule(q)
+	l.tryAnew(it)
 	l.mu.Unlock()
 	l.wake()
-}
-
-func (l *lane) queue(k laneKey) *keyQueue {
-	q := l.keys[k]
-	if q == nil {
-		q = &keyQueue{key: k, index: -1}
-		l.keys[k] = q
-	}
-	return q
-}
-
-// settleQueue schedules a queue that is not busy any more, or drops an empty one.
-func (l *lane) settleQueue(q *keyQueue) {
-	l.due.schedule(q)
-	if len(q.items) == 0 && !q.busy {
-		delete(l.keys, q.key)
-	}
 }
 
 func (l *lane) wake() {

@@ -12,24 +12,34 @@ type pace struct {
 	next time.Time
 }
 
-// take waits until at least one of n events may pass, and says how many may.
-func (p *pace) take(ctx context.Context, n int) (int, error) {
+// try says how many of n events may pass now, or, if none, after how long to ask
+// again. Those it allows count as passed.
+func (p *pace) try(n int, now time.Time) (allowed int, wait time.Duration) {
 	if p.rate <= 0 || n == 0 {
-		return n, ctx.Err()
+		return n, 0
 	}
 	const slack = 50 * time.Millisecond
-	now := time.Now()
 	if earliest := now.Add(-slack); p.next.Before(earliest) {
 		p.next = earliest
 	}
 	if wait := p.next.Sub(now); wait > 0 {
-		sleep(ctx, wait)
-		now = time.Now()
+		return 0, wait
 	}
-	if ctx.Err() != nil {
-		return 0, ctx.Err()
-	}
-	allowed := min(n, max(1, int(now.Sub(p.next).Seconds()*p.rate)))
+	allowed = min(n, max(1, int(now.Sub(p.next).Seconds()*p.rate)))
 	p.next = p.next.Add(time.Duration(float64(allowed) / p.rate * float64(time.Second)))
-	return allowed, nil
+	return allowed, 0
+}
+
+// take waits until at least one of n events may pass, and says how many may.
+func (p *pace) take(ctx context.Context, n int) (int, error) {
+	for {
+		allowed, wait := p.try(n, time.Now())
+		if ctx.Err() != nil {
+			return 0, ctx.Err()
+		}
+		if wait == 0 {
+			return allowed, nil
+		}
+		sleep(ctx, wait)
+	}
 }

@@ -12,21 +12,19 @@ import (
 	"github.com/postbus/postbus/events"
 )
 
-// loadParked reads, before anything is published, what blocks keys: they stand in
-// their lanes again as the former holder left them.
-func (t *tenure) loadParked(hard context.Context) error {
+// loadParked reads, before anything is sent or handled, what blocks keys.
+func (s *seat) loadParked(hard context.Context) error {
 	states := []string{stateRetrying, stateWaiting}
-	if t.cfg.Policy == BlockKey {
+	if s.policy == BlockKey {
 		states = append(states, stateGivenUp)
 	}
-	items, err := t.parkedItems(hard, `state = ANY ($4::text[])`, states)
+	items, err := s.parkedItems(hard, `state = ANY ($4::text[])`, states)
 	if err != nil {
 		return err
 	}
-	t.parked, t.parkedKeys = make(map[int64]*item, len(items)), map[laneKey]int{}
+	s.parked, s.parkedKeys = make(map[int64]*item, len(items)), map[laneKey]int{}
 	for _, it := range items {
-		t.keepParked(it)
-		t.laneOf(it.Key).add(it)
+		s.keepParked(it)
 	}
 	return nil
 }
@@ -91,7 +89,7 @@ func (s *seat) markReplayed(it *item) error {
 // loadPayloads reads the payloads of the parked events in a call, by log id, at
 // most one such read at a time for all lanes: a relay uses few connections. They
 // belong to the call: between attempts a parked event is small in memory.
-func (t *tenure) loadPayloads(ctx context.Context, batch []*item) (map[int64][]byte, error) {
+func (s *seat) loadPayloads(ctx context.Context, batch []*item) (map[int64][]byte, error) {
 	var ids []int64
 	for _, it := range batch {
 		if it.parked {
@@ -101,11 +99,11 @@ func (t *tenure) loadPayloads(ctx context.Context, batch []*item) (map[int64][]b
 	if len(ids) == 0 {
 		return nil, nil
 	}
-	t.loading.Lock()
-	defer t.loading.Unlock()
-	ctx, cancel := context.WithTimeout(ctx, t.db.timeout)
+	s.loading.Lock()
+	defer s.loading.Unlock()
+	ctx, cancel := context.WithTimeout(ctx, s.db.timeout)
 	defer cancel()
-	rows, err := t.db.pool.Query(ctx, `SELECT log_id, payload FROM `+t.db.table("parked")+` WHERE relay = $1 AND log_id = ANY ($2::bigint[])`, t.cfg.Name, ids)
+	rows, err := s.db.pool.Query(ctx, `SELECT log_id, payload FROM `+s.db.table("parked")+` WHERE relay = $1 AND log_id = ANY ($2::bigint[])`, s.who.name, ids)
 	if err != nil {
 		return nil, err
 	}
@@ -121,7 +119,7 @@ func (t *tenure) loadPayloads(ctx context.Context, batch []*item) (map[int64][]b
 	}
 	for _, id := range ids {
 		if _, ok := found[id]; !ok {
-			return nil, fmt.Errorf("parked event %d of relay %q is gone from its table", id, t.cfg.Name)
+			return nil, fmt.Errorf("parked event %d of %s is gone from its table", id, s.who)
 		}
 	}
 	return found, nil

@@ -43,7 +43,7 @@ func (t *tenure) toPark(items []*item, bytes int, ended, handover bool) (chosen 
 		chosen = append(chosen, items[i])
 	}
 	if !full && i < len(items) {
-		t.unpark(chosen) // the others are about to come back: one transaction for all
+		t.hold(chosen) // the others are about to come back: one transaction for all
 		return nil, 0
 	}
 	alone := i == len(items) && ((ended || crammed) && failing < outageKeys || ended && t.moreWaits())
@@ -56,7 +56,7 @@ func (t *tenure) toPark(items []*item, bytes int, ended, handover bool) (chosen 
 			continue
 		}
 		// It may be the broker. What stands before it can go.
-		t.unpark(chosen[j:])
+		t.hold(chosen[j:])
 		chosen = chosen[:j]
 		for i = t.settled; i < len(items) && items[i] != it; i++ {
 		}
@@ -65,7 +65,7 @@ func (t *tenure) toPark(items []*item, bytes int, ended, handover bool) (chosen 
 	return chosen, i
 }
 
-func (t *tenure) unpark(items []*item) {
+func (t *tenure) hold(items []*item) {
 	for _, it := range items {
 		it.state.Store(stHeld)
 	}
@@ -86,17 +86,7 @@ func (t *tenure) park(hard context.Context, items []*item, upTo int, chosen []*i
 	for i, it := range chosen {
 		ids[i], states[i], attempts[i], errs[i] = it.LogID, it.parkedState(), int32(it.attempts), it.lastErr
 	}
-	// Copied inside the database, whole: retention removes the log. All or nothing: a
-	// row that is not there to be copied divides by zero, and the link does not pass it.
-	insert := statement{rows: 1, args: []any{t.cfg.Name, ids, states, attempts, errs, len(chosen)},
-		sql: `WITH put AS (INSERT INTO ` + t.db.table("parked") + ` (relay, log_id, slot, state, attempts, last_error,
-				xid, schema_version, event_id, topic, event_type, partition_key, content_type, headers, payload)
-			SELECT $1, o.id, o.slot, p.state, p.attempts, nullif(p.error, ''),
-				o.xid, o.schema_version, o.event_id, o.topic, o.event_type, o.partition_key, o.content_type, o.headers, o.payload
-			FROM unnest($2::bigint[], $3::text[], $4::int[], $5::text[]) AS p (id, state, attempts, error)
-			JOIN ` + t.db.table("outbox") + ` AS o ON o.id = p.id
-			RETURNING 1)
-			SELECT 1 / CASE count(*) WHEN $6::bigint THEN 1 ELSE 0 END FROM put`}
+	insert := t.putAside(ids, states, attempts, errs)
 	if err := t.chain.advance(hard, items[upTo-1].LogID, true, append(t.completing(done), insert)...); err != nil {
 		return err
 	}
@@ -108,6 +98,35 @@ func (t *tenure) park(hard context.Context, items []*item, upTo int, chosen []*i
 	t.passed(upTo)
 	t.completed(done)
 	return nil
+}
+
+// putAside copies events into the parked table inside the database, whole: retention
+// removes the log. All or nothing: a row that is not there to be copied divides by
+// zero, and the link does not pass it.
+func (s *seat) putAside(ids []int64, states []string, attempts []int32, errs []string) statement {
+	return statement{rows: 1, args: []any{s.who.name, ids, states, attempts, errs, len(ids)},
+		sql: `WITH put AS (INSERT INTO ` + s.db.table("parked") + ` (relay, log_id, slot, state, attempts, last_error,
+				xid, schema_version, event_id, topic, event_type, partition_key, content_type, headers, payload)
+			SELECT $1, o.id, o.slot, p.state, p.attempts, nullif(p.error, ''),
+				o.xid, o.schema_version, o.event_id, o.topic, o.event_type, o.partition_key, o.content_type, o.headers, o.payload
+			FROM unnest($2::bigint[], $3::text[], $4::int[], $5::text[]) AS p (id, state, attempts, error)
+			JOIN ` + s.db.table("outbox") + ` AS o ON o.id = p.id
+			RETURNING 1)
+			SELECT 1 / CASE count(*) WHEN $6::bigint THEN 1 ELSE 0 END FROM put`}
+}
+
+// unpark deletes parked events that are done with.
+func (s *seat) unpark(ids []int64) statement {
+	return statement{rows: anyRows, args: []any{s.who.name, ids},
+		sql: `DELETE FROM ` + s.db.table("parked") + ` WHERE relay = $1 AND log_id = ANY ($2::bigint[])`}
+}
+
+// reparked writes what has become of parked events that were tried again.
+func (s *seat) reparked(ids []int64, states []string, attempts []int32, errs []string) statement {
+	return statement{rows: anyRows, args: []any{s.who.name, ids, states, attempts, errs},
+		sql: `UPDATE ` + s.db.table("parked") + ` AS t SET state = u.state, attempts = u.attempts, last_error = nullif(u.error, ''), changed_at = clock_timestamp()
+			FROM unnest($2::bigint[], $3::text[], $4::int[], $5::text[]) AS u (id, state, attempts, error)
+			WHERE t.relay = $1 AND t.log_id = u.id`}
 }
 
 func (it *item) parkedState() string {
@@ -144,17 +163,17 @@ func (t *tenure) afterGiveUp(p *item) {
 }
 
 // keepParked and dropParked keep account of the parked events that stand in lanes.
-func (t *tenure) keepParked(p *item) {
-	t.parked[p.LogID] = p
-	t.parkedKeys[keyOf(p)]++
+func (s *seat) keepParked(p *item) {
+	s.parked[p.LogID] = p
+	s.parkedKeys[keyOf(p)]++
 }
 
-func (t *tenure) dropParked(p *item) {
-	delete(t.parked, p.LogID)
-	if k := keyOf(p); t.parkedKeys[k] > 1 {
-		t.parkedKeys[k]--
+func (s *seat) dropParked(p *item) {
+	delete(s.parked, p.LogID)
+	if k := keyOf(p); s.parkedKeys[k] > 1 {
+		s.parkedKeys[k]--
 	} else {
-		delete(t.parkedKeys, k)
+		delete(s.parkedKeys, k)
 	}
 }
 
@@ -218,14 +237,10 @@ func (t *tenure) completing(done []completion) []statement {
 	}
 	var s []statement
 	if len(sent) > 0 {
-		s = append(s, statement{rows: anyRows, args: []any{t.cfg.Name, sent},
-			sql: `DELETE FROM ` + t.db.table("parked") + ` WHERE relay = $1 AND log_id = ANY ($2::bigint[])`})
+		s = append(s, t.unpark(sent))
 	}
 	if len(ids) > 0 {
-		s = append(s, statement{rows: anyRows, args: []any{t.cfg.Name, ids, states, attempts, errs},
-			sql: `UPDATE ` + t.db.table("parked") + ` AS t SET state = u.state, attempts = u.attempts, last_error = nullif(u.error, ''), changed_at = clock_timestamp()
-				FROM unnest($2::bigint[], $3::text[], $4::int[], $5::text[]) AS u (id, state, attempts, error)
-				WHERE t.relay = $1 AND t.log_id = u.id`})
+		s = append(s, t.reparked(ids, states, attempts, errs))
 	}
 	return s
 }

@@ -66,63 +66,69 @@ func (p *idlePoll) overdue() bool { return time.Since(p.last) >= 2*p.most }
 // rested: it has been idle for so long that it may tidy up.
 func (p *idlePoll) rested() bool { return p.delay >= p.most }
 
-// poll looks, with one read-only statement, whether a round is worth starting and
-// whether somebody has asked for something. An idle relay writes nothing.
+// poll looks for what is new and for what is asked.
 func (t *tenure) poll(hard context.Context) (acted bool, err error) {
-	t.idle.due, t.idle.last = false, time.Now()
-	r := &t.chain.pos.round
-	var text string
-	var lastID int64
-	var unseen, asked bool
-	ctx, cancel := context.WithTimeout(hard, t.db.timeout)
-	defer cancel()
-	// The second last column: rows that were drawn before U was read and not
-	// visible in T. Their ids lie between L' and U, which are close together.
-	err = t.db.pool.QueryRow(ctx, `SELECT pg_current_snapshot()::text,
-			coalesce(pg_sequence_last_value(`+quoteLiteral(t.db.table("outbox_id"))+`::regclass), 0),
-			EXISTS (SELECT FROM `+t.db.table("outbox")+` WHERE id > $1 AND id <= $2 AND NOT pg_visible_in_snapshot(xid, $3::text::pg_snapshot)),
-			EXISTS (SELECT FROM `+t.db.table("relay_request")+` WHERE relay = $4 AND done_at IS NULL)`,
-		r.seenID, r.upper, r.snap.text, t.cfg.Name).Scan(&text, &lastID, &unseen, &asked)
-	if err != nil {
-		return false, fmt.Errorf("%s looks for new events: %w", t.who, explain(t.db.schema, err))
-	}
-	t.idle.lastID = lastID
-	if asked {
-		did, err := t.carryOut(hard)
-		if err != nil {
-			return false, err
-		}
-		acted = did
-	}
-	if t.active || t.ctl.paused {
-		t.idle.looked()
-		return acted, nil
-	}
-	late, err := t.lateNow(hard, text)
+	fresh, asked, err := t.look(hard)
 	if err != nil {
 		return false, err
 	}
-	// Ids that a stale L' leaves between it and U would be looked at again and
-	// again: one empty round, once things are quiet, closes the gap.
-	tidy := lastID > r.seenID && t.idle.rested()
-	if lastID > r.upper || unseen || late || tidy {
-		return true, t.startRound(hard, lastID)
+	if asked {
+		if acted, err = t.carryOut(hard); err != nil {
+			return false, err
+		}
+	}
+	if fresh {
+		return true, t.startRound(hard, t.idle.lastID)
 	}
 	t.idle.looked()
 	return acted, nil
 }
 
+// look tells, by one read-only statement, whether a round is worth starting and
+// whether somebody has asked for something. An idle owner writes nothing.
+func (s *seat) look(hard context.Context) (fresh, asked bool, err error) {
+	s.idle.due, s.idle.last = false, time.Now()
+	r := &s.chain.pos.round
+	var text string
+	var lastID int64
+	var unseen bool
+	ctx, cancel := context.WithTimeout(hard, s.db.timeout)
+	defer cancel()
+	// The second last column: rows that were drawn before U was read and not
+	// visible in T. Their ids lie between L' and U, which are close together.
+	err = s.db.pool.QueryRow(ctx, `SELECT pg_current_snapshot()::text,
+			coalesce(pg_sequence_last_value(`+quoteLiteral(s.db.table("outbox_id"))+`::regclass), 0),
+			EXISTS (SELECT FROM `+s.db.table("outbox")+` WHERE id > $1 AND id <= $2 AND NOT pg_visible_in_snapshot(xid, $3::text::pg_snapshot)),
+			EXISTS (SELECT FROM `+s.db.table("relay_request")+` WHERE relay = $4 AND done_at IS NULL)`,
+		r.seenID, r.upper, r.snap.text, s.who.name).Scan(&text, &lastID, &unseen, &asked)
+	if err != nil {
+		return false, false, fmt.Errorf("%s looks for new events: %w", s.who, explain(s.db.schema, err))
+	}
+	s.idle.lastID = lastID
+	if s.active || s.ctl.paused {
+		return false, asked, nil
+	}
+	late, err := s.lateNow(hard, text)
+	if err != nil {
+		return false, false, err
+	}
+	// Ids that a stale L' leaves between it and U would be looked at again and
+	// again: one empty round, once things are quiet, closes the gap.
+	tidy := lastID > r.seenID && s.idle.rested()
+	return lastID > r.upper || unseen || late || tidy, asked, nil
+}
+
 // lateNow asks for rows of transactions that ran at the last round and have
 // finished since. Each transaction is asked for once; what is still open costs nothing.
-func (t *tenure) lateNow(hard context.Context, text string) (bool, error) {
+func (s *seat) lateNow(hard context.Context, text string) (bool, error) {
 	now, err := parseSnapshot(text)
 	if err != nil {
 		return false, err
 	}
-	r := &t.chain.pos.round
+	r := &s.chain.pos.round
 	var xids []uint64
 	for _, xid := range now.finishedSince(&r.snap) {
-		if _, ok := t.idle.asked[xid]; !ok {
+		if _, ok := s.idle.asked[xid]; !ok {
 			xids = append(xids, xid)
 		}
 	}
@@ -130,13 +136,13 @@ func (t *tenure) lateNow(hard context.Context, text string) (bool, error) {
 		return false, nil
 	}
 	var found bool
-	err = t.db.read(hard, `SELECT EXISTS (SELECT FROM `+t.db.table("outbox")+` WHERE xid = ANY ($1::text[]::xid8[]) AND id + 0 <= $2)`,
+	err = s.db.read(hard, `SELECT EXISTS (SELECT FROM `+s.db.table("outbox")+` WHERE xid = ANY ($1::text[]::xid8[]) AND id + 0 <= $2)`,
 		[]any{texts(xids), r.seenID}, func(rows pgx.Rows) (bool, error) { return false, rows.Scan(&found) })
 	if err != nil {
-		return false, fmt.Errorf("%s looks for late events: %w", t.who, explain(t.db.schema, err))
+		return false, fmt.Errorf("%s looks for late events: %w", s.who, explain(s.db.schema, err))
 	}
 	for _, xid := range xids {
-		t.idle.asked[xid] = struct{}{}
+		s.idle.asked[xid] = struct{}{}
 	}
 	return found, nil
 }

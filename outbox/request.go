@@ -42,36 +42,45 @@ func (t *tenure) carryOut(hard context.Context) (acted bool, err error) {
 		return false, nil
 	}
 	hit(fpBeforeRequest)
+	p, err := t.plan(hard, requests)
+	if err != nil {
+		return false, err
+	}
+	if len(p.requests) == 0 {
+		return false, nil
+	}
+	if err := t.chain.advance(hard, t.chain.pos.lastID, true, t.carrying(p)...); err != nil {
+		return false, err
+	}
+	hit(fpAfterRequest)
+	p.tell(t)
+	return true, nil
+}
+
+// plan looks up what the requests are about and decides on each.
+func (s *seat) plan(hard context.Context, requests []request) (*plan, error) {
 	ids := make([]int64, len(requests))
 	for i, r := range requests {
 		ids[i] = r.logID
 	}
-	found, err := t.parkedItems(hard, `log_id = ANY ($4::bigint[])`, ids)
+	found, err := s.parkedItems(hard, `log_id = ANY ($4::bigint[])`, ids)
 	if err != nil {
-		return false, err
+		return nil, err
 	}
-	states, err := t.parkedStates(hard, ids)
+	states, err := s.parkedStates(hard, ids)
 	if err != nil {
-		return false, err
+		return nil, err
 	}
 	byID := make(map[int64]*item, len(found))
 	for _, it := range found {
 		byID[it.LogID] = it
 	}
 
-	var p plan
+	p := &plan{}
 	for _, r := range requests {
-		t.decide(r, states, byID, &p)
+		s.decide(r, states, byID, p)
 	}
-	if len(p.requests) == 0 {
-		return false, nil
-	}
-	if err := t.chain.advance(hard, t.chain.pos.lastID, true, p.statements(t)...); err != nil {
-		return false, err
-	}
-	hit(fpAfterRequest)
-	p.tell(t)
-	return true, nil
+	return p, nil
 }
 
 // plan is what one transaction carries out, and what the lanes are told after it.
@@ -89,7 +98,7 @@ func (p *plan) done(r request, outcome string) {
 }
 
 // decide plans one request, by the state that those before it have left.
-func (t *tenure) decide(r request, states map[int64]string, byID map[int64]*item, p *plan) {
+func (s *seat) decide(r request, states map[int64]string, byID map[int64]*item, p *plan) {
 	state, isParked := states[r.logID]
 	switch {
 	case !isParked:
@@ -104,7 +113,7 @@ func (t *tenure) decide(r request, states map[int64]string, byID map[int64]*item
 		p.replayed = append(p.replayed, byID[r.logID])
 		p.done(r, "replayed")
 	default:
-		it := t.parked[r.logID]
+		it := s.parked[r.logID]
 		if it != nil && !it.state.CompareAndSwap(stParked, stParking) {
 			return // in a call, or just sent: asked again at the next look
 		}
@@ -117,22 +126,23 @@ func (t *tenure) decide(r request, states map[int64]string, byID map[int64]*item
 	}
 }
 
-func (p *plan) statements(t *tenure) []statement {
-	parked := t.db.table("parked")
-	s := []statement{{rows: anyRows, args: []any{p.requests, p.outcomes},
-		sql: `UPDATE ` + t.db.table("relay_request") + ` AS r SET done_at = clock_timestamp(), outcome = u.outcome
+// carrying gives the statements of p.
+func (s *seat) carrying(p *plan) []statement {
+	parked := s.db.table("parked")
+	all := []statement{{rows: anyRows, args: []any{p.requests, p.outcomes},
+		sql: `UPDATE ` + s.db.table("relay_request") + ` AS r SET done_at = clock_timestamp(), outcome = u.outcome
 			FROM unnest($1::bigint[], $2::text[]) AS u (id, outcome) WHERE r.id = u.id`}}
 	if len(p.replayIDs) > 0 {
-		s = append(s, statement{rows: anyRows, args: []any{t.cfg.Name, p.replayIDs},
+		all = append(all, statement{rows: anyRows, args: []any{s.who.name, p.replayIDs},
 			sql: `UPDATE ` + parked + ` SET state = 'retrying', attempts = 0, replays = replays + 1, changed_at = clock_timestamp()
 				WHERE relay = $1 AND log_id = ANY ($2::bigint[])`})
 	}
 	if len(p.discarded) > 0 {
-		s = append(s, statement{rows: anyRows, args: []any{t.cfg.Name, p.discarded},
+		all = append(all, statement{rows: anyRows, args: []any{s.who.name, p.discarded},
 			sql: `UPDATE ` + parked + ` SET state = 'discarded', changed_at = clock_timestamp()
 				WHERE relay = $1 AND log_id = ANY ($2::bigint[])`})
 	}
-	return s
+	return all
 }
 
 // tell lets the lanes know what has been committed. One that was replayed and

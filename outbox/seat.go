@@ -5,6 +5,7 @@ import (
 	"errors"
 	"fmt"
 	"log/slog"
+	"sync"
 )
 
 // seat is what the holder of a lease works from, whether it publishes or handles:
@@ -20,6 +21,14 @@ type seat struct {
 	ctl    control
 	retry  RetryConfig
 	policy Policy
+
+	idle   idlePoll
+	active bool // a round is being read
+
+	parked     map[int64]*item // those that hold up their key
+	parkedKeys map[laneKey]int // how many of each key
+
+	loading sync.Mutex // one read of payloads at a time
 
 	// moveWaits: a rewind is asked for that only a finished round allows.
 	moveWaits bool

@@ -33,8 +33,6 @@ type tenure struct {
 	wakeC     <-chan struct{}
 	readErrC  chan error
 
-	loading sync.Mutex // one read of payloads at a time
-
 	dispatching sync.Mutex
 	closing     bool // nothing more goes to the lanes
 
@@ -42,13 +40,9 @@ type tenure struct {
 	completions []completion // of parked events, not yet written
 
 	// What follows belongs to loop.
-	parked      map[int64]*item // those that stand in lanes
-	parkedKeys  map[laneKey]int // how many of each key
-	active      bool            // a round is being read and published
 	stopReading context.CancelFunc
 	settled     int // items at the front of the window known to be settled
 	lastLink    time.Time
-	idle        idlePoll
 	sentRound   int64
 	sentBefore  map[int64]struct{} // of sentRound, by the tenure before; read by dispatch too
 }
@@ -85,6 +79,9 @@ func (t *tenure) run(ctx, hard context.Context) error {
 	}
 	if err := t.loadParked(hard); err != nil {
 		return err
+	}
+	for _, it := range t.parked { // they stand in their lanes again as the former holder left them
+		t.laneOf(it.Key).add(it)
 	}
 	lanesCtx, stopLanes := context.WithCancel(hard)
 	var running sync.WaitGroup
