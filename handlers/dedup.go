@@ -4,6 +4,7 @@ import (
 	"context"
 
 	"github.com/ThreeDotsLabs/watermill/message"
+	"github.com/google/uuid"
 
 	"github.com/postbus/postbus/internal/failpoint"
 )
@@ -132,4 +133,26 @@ func (c *claimer) complete(msg *message.Message, d *delivery, k key, owed owedCo
 	}
 	failpoint.Hit(fpAfterCommit)
 	return owed.out, nil
+}
+
+// poisonedOnce stands outside of a Poison that records nothing: a message that
+// comes again because of another handler is not given up a second time. A replay
+// lifts that, as in the inbox. It is for messages with an event id.
+func poisonedOnce() message.HandlerMiddleware {
+	return func(next message.HandlerFunc) message.HandlerFunc {
+		poisoned := newMemory[uuid.UUID, struct{}](10_000)
+		return func(msg *message.Message) ([]*message.Message, error) {
+			d := deliveryOf(msg.Context())
+			if _, found := poisoned.take(d.EventID); found && !d.Replayed {
+				poisoned.put(d.EventID, struct{}{})
+				d.duplicate = true
+				return nil, nil
+			}
+			out, err := next(msg)
+			if d.poisoned != nil {
+				poisoned.put(d.EventID, struct{}{})
+			}
+			return out, err
+		}
+	}
 }

@@ -32,7 +32,8 @@
 // [InTx], [Timeout] and [Recover], outermost first, are ordinary
 // message.HandlerMiddleware and serve in any Watermill router. Use Dedup or InTx,
 // not both; InTx belongs inside Retry. [DedupBy] stands in for Dedup where what was
-// handled is remembered elsewhere, such as in Redis, by any [DedupStore].
+// handled is remembered elsewhere, such as in Redis, by any [DedupStore]; in a
+// Router it is the option [WithDedup].
 //
 // # Guarantees
 //
@@ -93,7 +94,11 @@
 //     (TestDedupByTakesNoFailureForADuplicate, TestDedupByPostponesWhatIsInProgress).
 //     A success that could not be recorded is recorded later without another call
 //     (TestDedupByRecordsLaterWithoutAnotherCall). A store that is away poisons
-//     nothing (TestDedupByPostponesWithoutItsStore).
+//     nothing (TestDedupByPostponesWithoutItsStore). So it is with WithDedup
+//     (TestWithDedupRemembersInTheStore, TestWithDedupOneAtATime,
+//     TestWithDedupWithoutItsStore), which belongs to Handle only (TestWithDedupIsRefused);
+//     what was poisoned, and comes again to this process because of another handler,
+//     is not poisoned twice (TestWithDedupPoisonsOnce).
 //
 // # Not promised
 //

@@ -32,6 +32,20 @@ func WithTimeout(timeout time.Duration) Option { return func(h *handler) { h.tim
 // members that may be missing. The event keeps its own SchemaVersion.
 func AcceptFrom(oldest int) Option { return func(h *handler) { h.oldest = oldest } }
 
+// WithDedup has the router remember in store, as DedupBy does, what a handler of
+// Handle has handled, instead of in the inbox in Postgres: for effects that are
+// not in Postgres, where the memory need not be either (redisstream.NewDedup). A
+// claim in store must last longer than the handler's RetryConfig.MaxElapsed.
+//
+// The inbox knows nothing of such a handler then, its poisonings neither: that a
+// message was given up is known to this process only, so that one which comes again
+// to another is handled again. Changing from the inbox to a store, or back, handles
+// again what is delivered again. HandleTx, whose record is part of its transaction,
+// refuses it.
+func WithDedup(store DedupStore) Option {
+	return func(h *handler) { h.store, h.hasStore = store, true }
+}
+
 // handler is one registration. It is not changed once Run has begun.
 type handler struct {
 	name      string
@@ -42,6 +56,8 @@ type handler struct {
 	inTx      bool
 	retry     RetryConfig
 	timeout   time.Duration
+	store     DedupStore // of WithDedup
+	hasStore  bool       // else the inbox remembers
 
 	call  func(ctx context.Context, e events.DomainEvent) error
 	chain message.HandlerFunc
@@ -52,7 +68,8 @@ type handler struct {
 // Handle has fn called at least once for every event of T's type that arrives on
 // its topic: again after a crash between its return and the record of it, and
 // when the same event is delivered twice at once. An event that it has
-// handled is not handed to it again. Use HandleTx where its effects are in Postgres.
+// handled is not handed to it again; the inbox remembers, or the store of WithDedup.
+// Use HandleTx where its effects are in Postgres.
 //
 // name identifies the handler in the inbox, in the poison queue and in replays:
 // unique among all consumers of the topic, and kept for ever, since a new name
@@ -143,6 +160,12 @@ func (h *handler) faults() (faults []error) {
 	}
 	if h.oldest < 1 || h.oldest > h.version {
 		faults = append(faults, fmt.Errorf("AcceptFrom(%d): use a version from 1 to the type's own, %d", h.oldest, h.version))
+	}
+	switch {
+	case h.hasStore && h.inTx:
+		faults = append(faults, errors.New("WithDedup: HandleTx records what it has handled in the transaction of its effects, and a second memory could only contradict it: leave WithDedup out, or use Handle"))
+	case h.hasStore && h.store == nil:
+		faults = append(faults, errors.New("WithDedup: the store is nil: make one, by redisstream.NewDedup for example, or leave WithDedup out for the inbox"))
 	}
 	faults = append(faults, h.retry.faults("WithRetry")...)
 	return append(faults, timeoutFaults("WithTimeout", h.timeout)...)

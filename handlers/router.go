@@ -20,6 +20,7 @@ type Router struct {
 	cfg        Config
 	inbox      *Inbox
 	poison     message.HandlerMiddleware
+	unrecorded message.HandlerMiddleware // poison, without the inbox
 	slowNack   message.HandlerMiddleware
 	garbage    message.HandlerFunc // poisons what cannot be decoded
 	counters   counters
@@ -45,12 +46,11 @@ func NewRouter(subscriber message.Subscriber, cfg Config) (*Router, error) {
 		names: map[string]bool{}, topics: map[string][]*handler{}, byType: map[string][]*handler{},
 	}
 	var errs [4]error // of configs that were checked above
-	var undecodable message.HandlerMiddleware
 	r.inbox, errs[0] = NewInbox(cfg.Pool, cfg.inbox())
 	r.poison, errs[1] = Poison(r.inbox, cfg.Poison)
-	undecodable, errs[2] = Poison(nil, cfg.Poison) // not recorded: there is no event id to trust
+	r.unrecorded, errs[2] = Poison(nil, cfg.Poison)
 	r.slowNack, errs[3] = SlowNack(cfg.SlowNack)
-	r.garbage = undecodable(refuseUndecodable)
+	r.garbage = r.unrecorded(refuseUndecodable) // there is no event id to trust
 	return r, errors.Join(errs[:]...)
 }
 
@@ -89,15 +89,19 @@ func (r *Router) chain(h *handler) message.HandlerFunc {
 			return next(msg)
 		}
 	}
-	outermostFirst := []message.HandlerMiddleware{r.poison, admission}
-	if h.inTx {
+	var outermostFirst []message.HandlerMiddleware
+	switch {
+	case h.inTx:
 		longest := h.retry.MaxElapsed // bounds an attempt too
 		if h.timeout != NoTimeout {
 			longest = min(longest, h.timeout)
 		}
-		outermostFirst = append(outermostFirst, retry, InTx(r.inbox.patient(longest))) // a transaction per attempt
-	} else {
-		outermostFirst = append(outermostFirst, Dedup(r.inbox), retry)
+		inTx := InTx(r.inbox.patient(longest)) // a transaction per attempt
+		outermostFirst = []message.HandlerMiddleware{r.poison, admission, retry, inTx}
+	case h.hasStore:
+		outermostFirst = []message.HandlerMiddleware{poisonedOnce(), r.unrecorded, admission, DedupBy(h.store), retry}
+	default:
+		outermostFirst = []message.HandlerMiddleware{r.poison, admission, Dedup(r.inbox), retry}
 	}
 	outermostFirst = append(outermostFirst, Timeout(h.timeout), Recover())
 

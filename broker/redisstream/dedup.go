@@ -19,7 +19,8 @@ import (
 var _ handlers.DedupStore = (*Dedup)(nil)
 
 // Dedup remembers in Redis which events a handler has handled, for
-// handlers.DedupBy. Safe for use by several goroutines; it has nothing to close.
+// handlers.WithDedup and handlers.DedupBy. Safe for use by several goroutines; it
+// has nothing to close.
 //
 // An event in a handler is one key. It holds the token of a claim for ClaimTTL,
 // and "done" for TTL from its completion on. All times are the server's.

@@ -19,9 +19,10 @@
 //	router, err := handlers.NewRouter(subscriber, handlers.Config{...})
 //
 // Dedup remembers in Redis what a handler has handled, where that can't be in
-// Postgres, for handlers.DedupBy:
+// Postgres:
 //
 //	dedup, err := redisstream.NewDedup(redisstream.DedupConfig{Client: client})
+//	handlers.Handle(router, "mail.receipt", mailer.SendReceipt, handlers.WithDedup(dedup))
 //	handler.AddMiddleware(handlers.DedupBy(dedup)) // in a Watermill router
 //
 // Trim, called now and then, by a cron job for example, keeps a stream small:
