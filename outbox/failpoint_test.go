@@ -341,9 +341,10 @@ func TestKilledAtEveryFailpoint(t *testing.T) {
 					Point: point, Hit: 1, Policy: policy, Window: 16, Attempts: 4, Lease: 400 * time.Millisecond, PerKey: (i+int(policy))%2 == 0}
 				s.contract.StopsKeyAtFirstFailure = !spec.PerKey
 				switch point {
-				case fpRoundLinked, fpBeforeComplete, fpAfterComplete:
+				// Not more often than it is hit at least: a busy machine notes much in one link.
+				case fpRoundLinked, fpBeforeLink, fpAfterLink:
 					spec.Hit = 2
-				case fpBeforePublish, fpAfterPublish, fpBeforeLink, fpAfterLink:
+				case fpBeforePublish, fpAfterPublish:
 					spec.Hit = 4
 				}
 				f.backlog(3, keys...)
