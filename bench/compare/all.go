@@ -11,6 +11,7 @@ func All() []harness.Comparison {
 		drainRedis,
 		appendBatch,
 		appendTx,
+		dispatch,
 	}
 }
 
