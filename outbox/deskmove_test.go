@@ -29,7 +29,7 @@ func (f *fixture) put(db interface {
 // ids up to end.
 func (f *fixture) at(id, end int64) {
 	f.t.Helper()
-	f.exec(`INSERT INTO `+f.table("relay")+` (relay, kind) VALUES ('test', 'relay') ON CONFLICT DO NOTHING`)
+	f.exec(`INSERT INTO ` + f.table("relay") + ` (relay, kind) VALUES ('test', 'relay') ON CONFLICT DO NOTHING`)
 	f.exec(`DELETE FROM ` + f.table("relay_link"))
 	f.exec(`INSERT INTO `+f.table("relay_link")+` (relay, slot_from, slot_to, n, holder, round, last_id, prev_snapshot, prev_id, snapshot, seen_id, upper_id)
 		VALUES ('test', 0, 255, 7, gen_random_uuid(), 7, $1, '1:1:', 0, pg_current_snapshot(), $1, $1)`, id)
