@@ -44,25 +44,7 @@ func (e *examination) found(kind ProblemKind, format string, args ...any) {
 		what = "durable handler"
 	}
 	e.problems = append(e.problems, &Problem{Relay: e.Name, Kind: kind,
-		Text: fmt.Sprintf("%s %q is %s: ", what, e.Name, kind.phrase()) + fmt.Sprintf(format, args...) +
-			fmt.Sprintf("; see %q in docs/operations.md", kind)})
-}
-
-// phrase completes "relay x is".
-func (k ProblemKind) phrase() string {
-	switch k {
-	case ProblemNotRunning:
-		return "not running"
-	case ProblemGivenUp:
-		return "in need of a person"
-	case ProblemParked:
-		return "putting aside too much"
-	case ProblemRetrying:
-		return "retrying for too long"
-	case ProblemRequests:
-		return "not doing what it is asked"
-	}
-	return string(k)
+		Text: fmt.Sprintf("%s %q (%s): ", what, e.Name, kind) + fmt.Sprintf(format, args...) + "; docs/operations.md says more"})
 }
 
 func (e *examination) examine() {
@@ -72,7 +54,7 @@ func (e *examination) examine() {
 			e.Lost.UTC().Format(time.RFC3339), e.Position.ID, e.stats.Log.OldestID)
 		return // nobody can run it, and the rest follows
 	case e.Kind == "" && e.age(e.Requests.Oldest) > e.cfg.MaxRequestAge:
-		e.found(ProblemRequests, "%d requests wait, the first for %s, and nobody has ever run anything of this name: correct the name, or start it", e.Requests.Open, e.ago(e.Requests.Oldest))
+		e.found(ProblemRequests, "%s wait, the first for %s, and nobody has ever run anything of this name: correct the name, or start it", several(e.Requests.Open, "request"), e.ago(e.Requests.Oldest))
 		return
 	case e.Kind == "":
 		return
@@ -86,7 +68,7 @@ func (e *examination) examine() {
 	}
 	e.parked()
 	if e.age(e.Requests.Oldest) > e.cfg.MaxRequestAge {
-		e.found(ProblemRequests, "%d requests wait, the first for %s, while %s: read the log lines of the process that runs it; it may be unable to write", e.Requests.Open, e.ago(e.Requests.Oldest), e.holder())
+		e.found(ProblemRequests, "%s wait, the first for %s, while %s: read the log lines of the process that runs it; it may be unable to write", several(e.Requests.Open, "request"), e.ago(e.Requests.Oldest), e.holder())
 	}
 }
 
@@ -104,11 +86,11 @@ func (e *examination) isRun() bool {
 		return true
 	}
 	if unheld > e.cfg.AbandonedAfter && e.Backlog > 0 {
-		e.found(ProblemAbandoned, "nobody has run it since %s, and retention keeps up to %d events for it%s: run it again, or remove its position with Desk.Drop if it is never to come back",
-			since.UTC().Format(time.RFC3339), e.Backlog, e.oldest())
+		e.found(ProblemAbandoned, "nobody has run it since %s, and retention keeps up to %s for it%s: run it again, or remove its position with Desk.Drop if it is never to come back",
+			since.UTC().Format(time.RFC3339), several(e.Backlog, "event"), e.oldest())
 	} else {
-		e.found(ProblemNotRunning, "nobody holds its lease, for up to %s; up to %d events wait%s: start it, and look why it is gone",
-			unheld.Round(time.Second), e.Backlog, e.oldest())
+		e.found(ProblemNotRunning, "nobody holds its lease, for up to %s, with a backlog of up to %s%s: start it, and look why it is gone",
+			unheld.Round(time.Second), several(e.Backlog, "event"), e.oldest())
 	}
 	return false
 }
@@ -119,7 +101,7 @@ func (e *examination) pause() {
 		since = e.Position.LinkAt
 	}
 	if e.cfg.MaxPaused > 0 && e.age(since) > e.cfg.MaxPaused {
-		e.found(ProblemPaused, "it was paused %s ago; up to %d events wait%s, and retention keeps them: resume it with Desk.Resume", e.ago(since), e.Backlog, e.oldest())
+		e.found(ProblemPaused, "it was paused %s ago, with a backlog of up to %s%s that retention keeps: resume it with Desk.Resume", e.ago(since), several(e.Backlog, "event"), e.oldest())
 	}
 }
 
@@ -141,12 +123,12 @@ func (e *examination) unpublished() {
 		if e.Rate > 0 {
 			limit = fmt.Sprintf(" by its limit of %g a second", e.Rate)
 		}
-		e.found(ProblemBehind, "event %d waits since %s (%s), with up to %d behind it; it moves by %.0f ids a second%s: see what takes its time, the broker or the database; raise Lanes or the rate",
-			e.OldestUnpublishedID, e.OldestUnpublished.UTC().Format(time.RFC3339), e.ago(e.OldestUnpublished), e.Backlog, e.IDsPerSecond, limit)
+		e.found(ProblemBehind, "event %d waits since %s (%s), the backlog is up to %s; it moves by %.0f ids a second%s: see what takes its time, the broker or the database; raise Lanes or the rate",
+			e.OldestUnpublishedID, e.OldestUnpublished.UTC().Format(time.RFC3339), e.ago(e.OldestUnpublished), several(e.Backlog, "event"), e.IDsPerSecond, limit)
 		return
 	}
-	e.found(ProblemStuck, "event %d waits since %s (%s), with up to %d behind it; the position (link %d, written %s ago) does not move, while %s: read the log lines of that process, see whether the broker accepts anything, then restart it",
-		e.OldestUnpublishedID, e.OldestUnpublished.UTC().Format(time.RFC3339), e.ago(e.OldestUnpublished), e.Backlog, e.Position.Link, e.ago(e.Position.LinkAt), e.holder())
+	e.found(ProblemStuck, "event %d waits since %s (%s), the backlog is up to %s; the position (link %d, written %s ago) does not move, while %s: read the log lines of that process, see whether the broker accepts anything, and restart the process if it does",
+		e.OldestUnpublishedID, e.OldestUnpublished.UTC().Format(time.RFC3339), e.ago(e.OldestUnpublished), several(e.Backlog, "event"), e.Position.Link, e.ago(e.Position.LinkAt), e.holder())
 }
 
 func (e *examination) holder() string {
@@ -163,16 +145,16 @@ func (e *examination) parked() {
 		more = "at least "
 	}
 	if c := e.cfg.MaxGivenUp; c != Unlimited && p.GivenUp.Rows > int64(c) {
-		e.found(ProblemGivenUp, "%s%d events were given up, the first %s ago, and %d keys have parked events: find out why with Desk.Parked, mend it, then replay or discard them",
-			more, p.GivenUp.Rows, e.ago(p.GivenUp.Oldest), p.KeysBlocked)
+		e.found(ProblemGivenUp, "%s%s given up, the first %s ago; %s with parked events: find out why with Desk.Parked, mend it, then replay or discard them",
+			more, several(p.GivenUp.Rows, "event"), e.ago(p.GivenUp.Oldest), several(p.KeysBlocked, "key"))
 	}
 	if c := e.cfg.MaxParked; c != Unlimited && p.Rows() > int64(c) {
-		e.found(ProblemParked, "%s%d events are put aside (%d retrying, %d waiting, %d given up) in %d keys, and %d are allowed: see what they have in common with Desk.Parked, and mend it before the relay runs out of memory",
-			more, p.Rows(), p.Retrying.Rows, p.Waiting.Rows, p.GivenUp.Rows, p.KeysBlocked, c)
+		e.found(ProblemParked, "%s%s put aside (%d retrying, %d waiting, %d given up) of %s, where %d may be: see what they have in common with Desk.Parked, and mend it before the relay runs out of memory",
+			more, several(p.Rows(), "event"), p.Retrying.Rows, p.Waiting.Rows, p.GivenUp.Rows, several(p.KeysBlocked, "key"), c)
 	}
 	if e.age(p.Retrying.Oldest) > e.cfg.MaxRetrying {
-		e.found(ProblemRetrying, "of %s%d events that are tried again the first was put aside %s ago, and %d events wait behind such ones: look at its error with Desk.Parked, and mend it or discard the event",
-			more, p.Retrying.Rows, e.ago(p.Retrying.Oldest), p.Waiting.Rows)
+		e.found(ProblemRetrying, "%s%s tried again and again, the first put aside %s ago, with %s waiting behind: look at its error with Desk.Parked, and mend it or discard the event",
+			more, several(p.Retrying.Rows, "event"), e.ago(p.Retrying.Oldest), several(p.Waiting.Rows, "event"))
 	}
 }
 
@@ -193,3 +175,10 @@ func (e *examination) age(t time.Time) time.Duration {
 }
 
 func (e *examination) ago(t time.Time) time.Duration { return e.age(t).Round(time.Second) }
+
+func several(n int64, what string) string {
+	if n == 1 {
+		return "1 " + what
+	}
+	return fmt.Sprintf("%d %ss", n, what)
+}

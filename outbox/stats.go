@@ -135,8 +135,8 @@ const parkedCounted = 100_000
 
 // ReadStats reads how the log of a schema and all who read it stand; schema may be
 // empty for migrations.DefaultSchema. It can be called from any process, and needs
-// no lease: USAGE of the schema and SELECT on its tables and its sequence are
-// enough. It is one read-only transaction of six statements, sent in one go, however
+// no lease. The role that migrations.Grants calls Admin or Relay may do it; USAGE of the
+// schema and SELECT on the tables and the sequence are enough. It is one read-only transaction of six statements, sent in one go, however
 // many relays there are; none of them scans the log, so that calling it every few
 // seconds is cheap (docs/operations.md has figures). It takes ten seconds at most,
 // less if ctx ends earlier. Errors wrap ErrInvalidConfig, ErrMissingPrivilege,
@@ -163,7 +163,11 @@ func ReadStats(ctx context.Context, pool *pgxpool.Pool, schema string) (Stats, e
 func (d *database) stats(ctx context.Context, counted int, discarded bool) (Stats, error) {
 	s := statsReader{db: d, counted: counted, discarded: discarded, byName: map[string]*RelayStats{}}
 	if err := s.read(ctx); err != nil {
-		return Stats{}, fmt.Errorf("read how the log of schema %q stands: %w", d.schema, explain(d.schema, err))
+		if err = explain(d.schema, err); errors.Is(err, ErrMissingPrivilege) {
+			// All that is missing at once, as statements to run, instead of the first.
+			err = cmp.Or(d.missingGrants(ctx, "outbox.ReadStats", grantsOfStats), err)
+		}
+		return Stats{}, fmt.Errorf("read how the log of schema %q stands: %w", d.schema, err)
 	}
 	for _, r := range s.byName {
 		r.derive(&s.stats)

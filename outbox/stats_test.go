@@ -5,11 +5,14 @@ import (
 	"errors"
 	"fmt"
 	"math/rand/v2"
+	"regexp"
 	"slices"
+	"strings"
 	"testing"
 	"time"
 
 	"github.com/jackc/pgx/v5"
+	"github.com/jackc/pgx/v5/pgxpool"
 
 	"github.com/postbus/postbus/internal/testkit"
 )
@@ -296,6 +299,72 @@ func TestStatsOfTheRate(t *testing.T) {
 				t.Errorf("%g ids a second, moved %v; want %g, %v", r.IDsPerSecond, r.moved, c.rate, c.moved)
 			}
 		})
+	}
+}
+
+// Whoever lacks a privilege is told what to grant, all of it, and then nothing is
+// missing; and it is nothing but to read.
+func TestStatsPrivileges(t *testing.T) {
+	t.Parallel()
+	eachPostgres(t, func(t *testing.T, f *fixture, which testkit.Server) {
+		role := f.schema
+		f.exec(`CREATE ROLE ` + role)
+		t.Cleanup(func() { f.exec(`DROP OWNED BY ` + role + `; DROP ROLE ` + role) })
+		pool := testkit.Postgres(t, which, func(cfg *pgxpool.Config) { cfg.ConnConfig.RuntimeParams["role"] = role })
+		f.add("k", 1, 1)
+		s := f.stepped("test")
+		s.drain()
+
+		_, err := ReadStats(t.Context(), pool, f.schema)
+		if !errors.Is(err, ErrMissingPrivilege) {
+			t.Fatal(err)
+		}
+		_, grants, ok := strings.Cut(err.Error(), "owner: ")
+		if !ok || strings.Count(grants, "GRANT") != 9 || regexp.MustCompile(`INSERT|UPDATE|DELETE`).MatchString(grants) {
+			t.Fatalf("what to grant: %v", err)
+		}
+		most := strings.Split(strings.TrimSuffix(grants, ";"), "; ")
+		slices.SortFunc(most, func(a, b string) int { return strings.Index(b, "SEQUENCE") - strings.Index(a, "SEQUENCE") })
+		f.exec(strings.Join(most[1:], ";"))
+		if _, err := ReadStats(t.Context(), pool, f.schema); !errors.Is(err, ErrMissingPrivilege) || !strings.Contains(err.Error(), "SEQUENCE") {
+			t.Errorf("without the sequence: %v", err)
+		}
+		f.exec(grants)
+		if s, err := ReadStats(t.Context(), pool, f.schema); err != nil || len(s.Relays) != 1 || s.Log.LastID != 1 {
+			t.Errorf("with all: %+v, %v", s, err)
+		}
+		f.setLease("test", held)
+		if err := Check(t.Context(), pool, f.quick()); err != nil {
+			t.Error(err)
+		}
+	})
+}
+
+// Through PgBouncer, and in every exec mode of pgx.
+func TestStatsInEveryExecMode(t *testing.T) {
+	t.Parallel()
+	for _, which := range []testkit.Server{testkit.PG15, testkit.PG18, testkit.PgBouncer} {
+		for _, mode := range execModes(which) {
+			t.Run(fmt.Sprintf("%s/%s", which, mode), func(t *testing.T) {
+				t.Parallel()
+				f := setUp(t, which)
+				f.pool = testkit.Postgres(t, which, func(cfg *pgxpool.Config) { cfg.ConnConfig.DefaultQueryExecMode = mode })
+				f.add("k", 1, 2)
+				s := f.stepped("test")
+				s.drain()
+				f.setLease("test", held)
+				f.add("k", 3, 1)
+				f.parkedRow("test", 1, "given_up", "k")
+				f.exec(`UPDATE ` + f.table("relay") + ` SET types = '{order.*,b}', rate = 2.5`)
+				r := f.statsOf("test")
+				if r.Backlog != 1 || r.OldestUnpublishedID != 3 || r.Parked.GivenUp.Rows != 1 || len(r.Types) != 2 || r.Rate != 2.5 || !r.Lease.Held {
+					t.Errorf("%+v", r)
+				}
+				for range 7 { // past the point where generic plans are tried
+					f.one(f.quick(), ProblemGivenUp)
+				}
+			})
+		}
 	}
 }
 

@@ -25,7 +25,20 @@ type statsReader struct {
 // index; a scan of a whole table can only be a misjudgement, by statistics that are
 // old or were never taken.
 const readPlainly = `SELECT set_config('jit', 'off', true), set_config('max_parallel_workers_per_gather', '0', true),
-	set_config('enable_seqscan', 'off', true), set_config('statement_timeout', $1, true)`
+	set_config('enable_seqscan', 'off', true), set_config('enable_bitmapscan', 'off', true), set_config('statement_timeout', $1, true)`
+
+// grantsOfStats is what ReadStats and Check do.
+var grantsOfStats = []grant{
+	{"SCHEMA", "", "USAGE"},
+	{"TABLE", "outbox", "SELECT"},
+	{"SEQUENCE", "outbox_id", "SELECT"},
+	{"TABLE", "relay", "SELECT"},
+	{"TABLE", "relay_link", "SELECT"},
+	{"TABLE", "relay_lease", "SELECT"},
+	{"TABLE", "relay_request", "SELECT"},
+	{"TABLE", "retention", "SELECT"},
+	{"TABLE", "parked", "SELECT"},
+}
 
 type statsQuery struct {
 	sql  string
@@ -94,7 +107,7 @@ func (s *statsReader) log(row pgx.CollectableRow) error {
 		return err
 	}
 	if last == nil {
-		return fmt.Errorf("%w: GRANT SELECT ON SEQUENCE %s to the connection's role", ErrMissingPrivilege, s.db.table("outbox_id"))
+		return fmt.Errorf("%w: GRANT SELECT ON SEQUENCE %s TO the connection's role", ErrMissingPrivilege, s.db.table("outbox_id"))
 	}
 	l.LastID, l.OldestID, l.OldestAt = *last, value(oldest), value(at)
 	return nil

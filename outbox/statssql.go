@@ -90,8 +90,7 @@ const unpublishedStats = `WITH p AS MATERIALIZED (SELECT * FROM {positions} AS p
 			WHERE id > greatest(p.seen_id, p.skipped) AND NOT pg_visible_in_snapshot(xid, p.snapshot) ORDER BY id LIMIT 1) AS o
 		UNION ALL
 		SELECT l.relay, o.id, o.at, 1 FROM late AS l
-		CROSS JOIN LATERAL (SELECT xid, id, at FROM {outbox} WHERE (xid, id) > (l.xid, l.above) ORDER BY xid, id LIMIT 1) AS o
-		WHERE o.xid = l.xid AND o.id <= l.up_to
+		CROSS JOIN LATERAL (SELECT id, at FROM {outbox} WHERE (xid, id) > (l.xid, l.above) AND (xid, id) <= (l.xid, l.up_to) ORDER BY xid, id LIMIT 1) AS o
 	)
 	SELECT relay, min(at), (array_agg(id ORDER BY at, id))[1], sum(late)::int FROM found GROUP BY relay`
 
