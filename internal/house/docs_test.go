@@ -15,7 +15,7 @@ import (
 	"testing"
 )
 
-// Every ```go block in README.md and under docs/ is compiled and vetted, as a
+// Every ```go block in README.md, CONTRIBUTING.md and under docs/ is compiled and vetted, as a
 // stranger's program would be: in a module of its own that requires this one.
 //
 // A block with a package clause is a file. Any other is a fragment, and the
@@ -115,7 +115,7 @@ func TestLinksResolveFindsFaults(t *testing.T) {
 // documents lists what is checked, relative to the module.
 func documents(t *testing.T) []string {
 	t.Helper()
-	docs := []string{"README.md", "CHANGELOG.md"}
+	docs := []string{"README.md", "CHANGELOG.md", "CONTRIBUTING.md"}
 	for _, pattern := range []string{"docs/*.md", "docs/*/*.md"} {
 		found, err := filepath.Glob(filepath.Join(root, pattern))
 		if err != nil {
