@@ -57,8 +57,12 @@
 // Looked at: stats.go, statsread.go and statssql.go (how the log and all who read it
 // stand, for all relays at once), check.go and checkrules.go (is it as it should be).
 //
-// Out of the log: retentionlock.go (what moves a position back, and what takes rows,
-// take turns).
+// Out of the log: retention.go (Run, Once, what is kept how long), retentionlook.go
+// (one look: chunks of ids, from the floor upwards), retentionseen.go (what every
+// position has passed), retentionlock.go (what moves a position back, and what takes
+// rows, take turns), retentionlate.go (what is committed below the floor),
+// retentionheld.go (who holds the log back), retentioncap.go (whose position is
+// ended), retentionaside.go (the tables beside the log).
 //
 // # Guarantees
 //
