@@ -31,7 +31,7 @@
 //
 // A relay begins: config.go, relay.go, startat.go and idat.go (where a new name
 // begins), shift.go (Run: stand by, work, start over), owner.go (relays and durable
-// handlers), source.go (what is checked first), database.go (how anything is written),
+// handlers), source.go and grants.go (what is checked first), database.go (how anything is written),
 // lease.go (who should move the position), seat.go (take over), control.go (how it is
 // steered), tenure.go (from one load of the position to the next error: loop, drain).
 //
@@ -52,7 +52,8 @@
 // parkedload.go (found again by the next holder), desk.go, deskparked.go, deskfilter.go
 // and deskmatching.go (a person looks, and asks), deskrequests.go (the record of it),
 // desksteer.go and deskmove.go (what is asked of the whole), deskdrop.go, request.go
-// (replay and discard, carried out). errors.go and failpoints.go belong to all.
+// (replay and discard, carried out), steer.go (the rest of it). errors.go and
+// failpoints.go belong to all.
 //
 // Looked at: stats.go, statsread.go and statssql.go (how the log and all who read it
 // stand, for all relays at once), check.go and checkrules.go (is it as it should be).
@@ -149,6 +150,17 @@
 //     TestStartRefusesAStandby, TestStartNamesEveryMissingGrant,
 //     TestStartRefusesASequenceBehind, TestStartRefusesAnotherClustersNumbers,
 //     TestStartRefusesNothingWhileEventsAreAppended).
+//  18. The desk refuses, in a sentence and with nothing noted, what would never be carried
+//     out or cannot be meant (TestSteeringOfWhatDoesNotRunIsRefused,
+//     TestSteeringThatMakesNoSenseIsRefused, TestMovesThatCannotBeMeantAreRefused,
+//     TestMatchingIsRefused, TestFilterThatCannotBeMeantIsRefused); what it asks for is
+//     noted with who asked (TestSteeringIsAskedFor, TestMatchingEventsAreAskedForOneByOne),
+//     and carried out, or refused with the reason if things have changed
+//     (TestSteeredFromTheDesk, TestRequestThatCameTooLate). A move to a time misses no
+//     event of that time or later (TestIDOfATime, TestIDOfATimeAmongHeldUpSessions). A
+//     drop waits for nobody who runs, loses no parked event unasked, and leaves nothing
+//     that a frozen holder could go on from (TestDropEndsARelayForGood,
+//     TestDropPastAFrozenHolder, TestAskingWhileItIsDropped, TestDropThatFailsChangesNothing).
 //
 // # Not promised
 //
