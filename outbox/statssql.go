@@ -8,14 +8,16 @@ const named = `(SELECT relay FROM {relay}
 	UNION SELECT l.relay FROM {relay_lease} AS l WHERE slot_from = 0 AND slot_to = 255
 		AND (expires > clock_timestamp() OR EXISTS (SELECT FROM {relay_link} AS k WHERE k.relay = l.relay AND k.slot_from = 0 AND k.slot_to = 255)))`
 
-// The latest link of each, and the one that began its round.
+// The latest link of each, and the one that began its round. The LIMIT on the latter
+// keeps the planner from looking at all links for the one that the former names.
 const positions = `(SELECT name.relay, a.n, a.at, a.last_id, a.round, b.at AS round_at, a.last_id <> b.upper_id AS in_round,
 		b.prev_snapshot, b.prev_id, b.snapshot, b.seen_id, b.upper_id,
 		coalesce((SELECT skip_below FROM {relay} AS r WHERE r.relay = name.relay), 0) - 1 AS skipped
 	FROM {named} AS name
 	CROSS JOIN LATERAL (SELECT n, at, last_id, round FROM {relay_link} AS k
 		WHERE k.relay = name.relay AND k.slot_from = 0 AND k.slot_to = 255 ORDER BY n DESC LIMIT 1) AS a
-	JOIN {relay_link} AS b ON b.relay = name.relay AND b.slot_from = 0 AND b.slot_to = 255 AND b.n = a.round)`
+	CROSS JOIN LATERAL (SELECT * FROM {relay_link} AS k
+		WHERE k.relay = name.relay AND k.slot_from = 0 AND k.slot_to = 255 AND k.n = a.round LIMIT 1) AS b)`
 
 // reltuples is the server's own estimate; counting would read the log. The oldest row
 // is looked for above what retention has removed, or the probe would walk the dead
@@ -56,11 +58,10 @@ const positionStats = `SELECT p.relay, p.n, p.at,
 			bool_or(last_id > was) FILTER (WHERE n > round AND at > clock_timestamp() - interval '1 minute') AS moved
 		FROM (
 			SELECT n, round, last_id, at, was, CASE WHEN n > round AND was IS NOT NULL THEN greatest(last_id - greatest(was, late), 0) ELSE 0 END AS ids
-			FROM (SELECT n, round, last_id, at,
-					CASE WHEN lag(round) OVER (ORDER BY n) = round THEN lag(last_id) OVER (ORDER BY n) WHEN lag(n) OVER (ORDER BY n) IS NOT NULL THEN 0 END AS was,
-					max(prev_id) OVER (PARTITION BY round) AS late
+			FROM (SELECT n, round, last_id, at, lag(last_id) OVER in_round AS was, max(prev_id) OVER in_round AS late
 				FROM {relay_link} AS k
-				WHERE k.relay = p.relay AND k.slot_from = 0 AND k.slot_to = 255 AND k.n > p.n - 100) AS link
+				WHERE k.relay = p.relay AND k.slot_from = 0 AND k.slot_to = 255 AND k.n > p.n - 100
+				WINDOW in_round AS (PARTITION BY round ORDER BY n)) AS link
 		) AS step) AS m ON true`
 
 // The oldest event that is committed and that the position has not passed: of an
