@@ -264,6 +264,7 @@ type exampleT struct {
 
 func (t *exampleT) Helper()                           {}
 func (t *exampleT) Name() string                      { return "Example" }
+func (t *exampleT) Failed() bool                      { return false }
 func (t *exampleT) Cleanup(f func())                  { t.cleanups = append(t.cleanups, f) }
 func (t *exampleT) Fatal(args ...any)                 { log.Panic(args...) }
 func (t *exampleT) Fatalf(format string, args ...any) { log.Panicf(format, args...) }
