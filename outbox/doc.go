@@ -65,6 +65,10 @@
 // retentionheld.go (who holds the log back), retentioncap.go (whose position is
 // ended), retentionaside.go (the tables beside the log).
 //
+// Moved to another cluster: rebase.go (what is refused, and what is locked),
+// rebaseplan.go (what every position still has to take), rebasewrite.go, renumbering.go
+// (transaction ids of another cluster, in this one's terms).
+//
 // # Guarantees
 //
 //  1. An append is part of the caller's transaction, and all of one call is appended
