@@ -33,7 +33,7 @@ func Schema(t testing.TB, on ...Server) string {
 	for _, server := range on {
 		address := URL(t, server.direct()) // now: a missing server fails the test at its start
 		t.Cleanup(func() {
-			if t.Failed() && os.Getenv(KeepVariable) != "" {
+			if os.Getenv(KeepVariable) != "" && t.Failed() {
 				t.Logf("the schema %s is kept, on the server of %s", name, server.direct())
 				return
 			}
