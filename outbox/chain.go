@@ -165,8 +165,7 @@ func (c *chain) advance(ctx context.Context, lastID int64, durable bool, also ..
 	if err := c.write(ctx, durable, append(also, c.link(lastID))...); err != nil {
 		return err
 	}
-	c.pos.n, c.pos.holder = c.pos.n+1, c.holder
-	c.pos.lastID = lastID
+	c.moved(lastID)
 	return nil
 }
 
@@ -178,8 +177,7 @@ func (c *chain) finish(ctx context.Context, also ...statement) error {
 	if err := c.write(ctx, true, append(steps, c.link(c.pos.round.upper))...); err != nil {
 		return err
 	}
-	c.pos.n, c.pos.holder = c.pos.n+1, c.holder
-	c.pos.lastID = c.pos.round.upper
+	c.moved(c.pos.round.upper)
 	c.fresh, c.isFresh = seen, true
 	return nil
 }
@@ -204,7 +202,7 @@ func (c *chain) refresh(ctx context.Context) error {
 	if err := c.write(ctx, true, c.readLastID(&seen), c.link(c.pos.lastID)); err != nil {
 		return err
 	}
-	c.pos.n, c.pos.holder = c.pos.n+1, c.holder
+	c.moved(c.pos.lastID)
 	c.fresh, c.isFresh = seen, true
 	return nil
 }
@@ -242,19 +240,27 @@ func (c *chain) readLastID(into *int64) statement {
 
 // write runs one transaction that holds a link.
 func (c *chain) write(ctx context.Context, durable bool, steps ...statement) error {
-	err := c.db.write(ctx, durable, steps...)
-	if err != nil {
-		c.isFresh = false
+	return c.failed(c.db.write(ctx, durable, steps...))
+}
+
+// failed says what an error of a transaction with the next link means.
+func (c *chain) failed(err error) error {
+	if err == nil {
+		return nil
 	}
+	c.isFresh = false
 	var pg *pgconn.PgError
 	if errors.As(err, &pg) && pg.TableName == "relay_link" &&
 		(pg.Code == codeUniqueViolation && pg.ConstraintName == "relay_link_pkey" || pg.Code == codeNotNull && pg.ColumnName == "n") {
 		return fmt.Errorf("link %d of %s: %w: %w", c.pos.n+1, c.who, errFenced, err)
 	}
-	if err != nil {
-		return fmt.Errorf("link %d of %s: %w", c.pos.n+1, c.who, explain(c.db.schema, err))
-	}
-	return nil
+	return fmt.Errorf("link %d of %s: %w", c.pos.n+1, c.who, explain(c.db.schema, err))
+}
+
+// moved notes that the next link, to lastID, is committed.
+func (c *chain) moved(lastID int64) {
+	c.pos.n, c.pos.holder = c.pos.n+1, c.holder
+	c.pos.lastID = lastID
 }
 
 // Links are pruned in ranges with a remembered lower bound, or each prune would

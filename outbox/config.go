@@ -1,13 +1,9 @@
 package outbox
 
 import (
-	"fmt"
 	"log/slog"
 	"regexp"
 	"time"
-
-	"github.com/postbus/postbus/internal/typepattern"
-	"github.com/postbus/postbus/migrations"
 )
 
 // Policy says what becomes of a key when one of its events is given up.
@@ -62,6 +58,12 @@ type RelayConfig struct {
 	// WindowBytes bounds their payloads, and so the relay's memory. Defaults to 32 MiB.
 	WindowBytes int
 
+	// MaxParked and MaxParkedBytes bound the events put aside, and those that wait
+	// behind one, and their payloads: when either is reached, the relay puts nothing
+	// more aside, and stops as soon as its window is full. Default to 100,000 and 1 GiB.
+	MaxParked      int
+	MaxParkedBytes int64
+
 	// Lease is how long a crashed holder keeps the others waiting, and more than
 	// any pause of a healthy process. Defaults to 10 s, at least 300 ms.
 	Lease time.Duration
@@ -78,6 +80,8 @@ type RelayConfig struct {
 	// DatabaseTimeout bounds one call to the database. Defaults to 10 s.
 	DatabaseTimeout time.Duration
 
+	// Hooks are called as the work goes on. None by default.
+	Hooks Hooks
 	// Logger defaults to slog.Default(). Payloads are never logged.
 	Logger *slog.Logger
 }
@@ -85,74 +89,34 @@ type RelayConfig struct {
 var relayName = regexp.MustCompile(`^[a-z0-9][a-z0-9._-]{0,99}$`)
 
 // withDefaults fills in what is zero and reports all that is wrong.
-func (c RelayConfig) withDefaults(batches bool) (_ RelayConfig, faults []error) {
-	fault := func(format string, args ...any) { faults = append(faults, fmt.Errorf(format, args...)) }
-
-	if !relayName.MatchString(c.Name) {
-		fault("RelayConfig.Name is %.120q: give it 1 to 100 lower-case letters, digits, dots, dashes or underscores, for example \"kafka\"; it names the position for ever", c.Name)
-	}
-	if c.Schema == "" {
-		c.Schema = migrations.DefaultSchema
-	}
-	if err := migrations.CheckSchema(c.Schema); err != nil {
-		fault("RelayConfig.Schema: %w", err)
-	}
-	if c.StartAt < FromNow {
-		fault("RelayConfig.StartAt is %d: use FromBeginning, FromNow or FromTime(t)", c.StartAt)
-	}
-	if c.Policy > SkipKey {
-		fault("RelayConfig.Policy is %d: use BlockKey or SkipKey", c.Policy)
-	}
-	for _, p := range c.Types {
-		if err := typepattern.Valid(p); err != nil {
-			fault("RelayConfig.Types: %w", err)
-		}
-	}
+func (c RelayConfig) withDefaults(batches bool) (RelayConfig, []error) {
 	lanes := 64
 	if batches {
 		lanes = 8
 	}
-	number := func(name string, v *int, def, most int) {
-		if *v == 0 {
-			*v = def
-		}
-		if *v < 1 || *v > most {
-			fault("RelayConfig.%s is %d: use 1 to %d, or 0 for the default of %d", name, *v, most, def)
-		}
-	}
-	number("Lanes", &c.Lanes, lanes, 1024)
-	number("Batch", &c.Batch, 1000, 100_000)
-	number("BatchBytes", &c.BatchBytes, 4<<20, 1<<30)
-	number("Window", &c.Window, 10_000, 1_000_000)
-	number("WindowBytes", &c.WindowBytes, 32<<20, 1<<30)
-	number("Retry.MaxAttempts", &c.Retry.MaxAttempts, 20, 1_000_000)
-
-	span := func(name string, v *time.Duration, def, least time.Duration) {
-		if *v == 0 {
-			*v = def
-		}
-		if *v < least {
-			fault("RelayConfig.%s is %s: use at least %s, or 0 for the default of %s", name, *v, least, def)
-		}
-	}
-	span("Lease", &c.Lease, 10*time.Second, 300*time.Millisecond)
-	span("PublishTimeout", &c.PublishTimeout, c.Lease/2, time.Millisecond)
-	span("DrainTimeout", &c.DrainTimeout, 5*time.Second, time.Millisecond)
-	span("PollInterval", &c.PollInterval, time.Second, 10*time.Millisecond)
-	span("DatabaseTimeout", &c.DatabaseTimeout, 10*time.Second, 100*time.Millisecond)
-	span("Retry.Initial", &c.Retry.Initial, 100*time.Millisecond, time.Millisecond)
-	span("Retry.Max", &c.Retry.Max, max(time.Minute, c.Retry.Initial), c.Retry.Initial)
+	f := &faults{of: "RelayConfig"}
+	f.name(c.Name, "kafka")
+	f.schema(&c.Schema)
+	f.startAt(c.StartAt)
+	f.types(c.Types)
+	f.policy(c.Policy)
+	f.number("Lanes", &c.Lanes, lanes, 1024)
+	f.number("Batch", &c.Batch, 1000, 100_000)
+	f.number("BatchBytes", &c.BatchBytes, 4<<20, 1<<30)
+	f.number("Window", &c.Window, 10_000, 1_000_000)
+	f.number("WindowBytes", &c.WindowBytes, 32<<20, 1<<30)
+	f.parked(&c.MaxParked, &c.MaxParkedBytes)
+	f.span("Lease", &c.Lease, 10*time.Second, 300*time.Millisecond)
+	f.span("PublishTimeout", &c.PublishTimeout, c.Lease/2, time.Millisecond)
+	f.span("DrainTimeout", &c.DrainTimeout, 5*time.Second, time.Millisecond)
+	f.span("PollInterval", &c.PollInterval, time.Second, 10*time.Millisecond)
+	f.span("DatabaseTimeout", &c.DatabaseTimeout, 10*time.Second, 100*time.Millisecond)
 	if c.PublishTimeout >= c.Lease {
-		fault("RelayConfig.PublishTimeout is %s, the lease %s: a call must end while the lease lasts, so use less than the lease", c.PublishTimeout, c.Lease)
+		f.add("PublishTimeout is %s, the lease %s: a call must end while the lease lasts, so use less than the lease", c.PublishTimeout, c.Lease)
 	}
-	if c.Retry.Multiplier == 0 {
-		c.Retry.Multiplier = 2
-	}
-	if !(c.Retry.Multiplier >= 1 && c.Retry.Multiplier <= 100) {
-		fault("RelayConfig.Retry.Multiplier is %v: use 1 to 100, or 0 for the default of 2", c.Retry.Multiplier)
-	}
+	f.retry(&c.Retry)
 	if c.Logger == nil {
 		c.Logger = slog.Default()
 	}
-	return c, faults
+	return c, f.all
 }

@@ -17,6 +17,29 @@ type database struct {
 	pool    *pgxpool.Pool
 	schema  string
 	timeout time.Duration // of one call
+
+	// heavy bounds how many owners that share a pool are at something that may take
+	// long, so that connections are left for what must not wait; nil: no bound.
+	heavy chan struct{}
+}
+
+// enter waits for a place to do something that may take long.
+func (d *database) enter(ctx context.Context) error {
+	if d.heavy == nil {
+		return ctx.Err()
+	}
+	select {
+	case d.heavy <- struct{}{}:
+		return nil
+	case <-ctx.Done():
+		return ctx.Err()
+	}
+}
+
+func (d *database) leave() {
+	if d.heavy != nil {
+		<-d.heavy
+	}
 }
 
 // table gives the quoted name of a table or sequence of ours.
@@ -97,6 +120,10 @@ const planPlainly = `SELECT set_config('jit', 'off', true), set_config('max_para
 // each is called per row and says whether it wants another; rows are valid until
 // it returns.
 func (d *database) read(ctx context.Context, sql string, args []any, each func(pgx.Rows) (more bool, err error)) error {
+	if err := d.enter(ctx); err != nil {
+		return err
+	}
+	defer d.leave()
 	ctx, cancel := context.WithTimeout(ctx, d.timeout)
 	defer cancel()
 	var batch pgx.Batch

@@ -45,6 +45,10 @@
 // call, and what a publisher promises), outcome.go (results become states), health.go
 // (a bad event, or a broker that is down).
 //
+// Into a handler instead: durable.go and durableconfig.go, durables.go (several, on a
+// pool of their own), duty.go (what a tenure is for a relay: its loop), effect.go and tx.go
+// (the transaction that link and effects share), setaside.go (a handler that fails).
+//
 // Published: settle.go (the link that passes it), handover.go (the last ones before a
 // clean stop).
 //
@@ -52,8 +56,8 @@
 // parkedload.go (found again by the next holder), desk.go, deskparked.go, deskfilter.go
 // and deskmatching.go (a person looks, and asks), deskrequests.go (the record of it),
 // desksteer.go and deskmove.go (what is asked of the whole), deskdrop.go, request.go
-// (replay and discard, carried out), steer.go (the rest of it). errors.go and
-// failpoints.go belong to all.
+// (replay and discard, carried out), steer.go (the rest of it). errors.go,
+// faults.go (of a config), hooks.go and failpoints.go belong to all.
 //
 // Looked at: stats.go, statsread.go and statssql.go (how the log and all who read it
 // stand, for all relays at once), check.go and checkrules.go (is it as it should be).
@@ -184,7 +188,7 @@
 // Durability beyond the server's: a transaction that PostgreSQL loses after its commit
 // (synchronous_commit off, an asynchronous fail-over) may have been published.
 //
-// Retention, rewinding, moving a log to another cluster, spreading one relay over
+// Retention, moving a log to another cluster, spreading one relay over
 // several processes: they do not exist yet. The log grows until its rows are deleted;
 // docs/operations.md says how that is safe.
 package outbox

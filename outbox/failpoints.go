@@ -20,6 +20,10 @@ const (
 	fpAfterSteer     = "steer.after"     // carried out and committed
 	fpBeforeFinish   = "finish.before"   // all of a round is settled, its last link not written
 	fpAfterFinish    = "finish.after"    // the round is finished
+	fpBeforeEffects  = "effects.before"  // a durable handler has returned, its transaction is open
+	fpAfterEffects   = "effects.after"   // its transaction is committed
+	fpBeforeSetAside = "setaside.before" // it has failed, nothing is noted
+	fpAfterSetAside  = "setaside.after"  // the event is put aside and passed
 	fpBeforeHandover = "handover.before" // drained, the lease not given up
 )
 
@@ -28,4 +32,10 @@ var failpoints = []string{
 	fpLeaseTaken, fpTakeoverLinked, fpRoundLinked, fpBeforePublish, fpAfterPublish,
 	fpBeforeLink, fpAfterLink, fpBeforePark, fpAfterPark, fpBeforeComplete, fpAfterComplete,
 	fpBeforeRequest, fpAfterRequest, fpBeforeSteer, fpAfterSteer, fpBeforeFinish, fpAfterFinish, fpBeforeHandover,
+}
+
+// durableFailpoints lists those of durable handlers.
+var durableFailpoints = []string{
+	fpLeaseTaken, fpTakeoverLinked, fpRoundLinked, fpBeforeEffects, fpAfterEffects, fpBeforeSetAside, fpAfterSetAside,
+	fpBeforeRequest, fpAfterRequest, fpBeforeSteer, fpAfterSteer, fpBeforeFinish, fpAfterFinish,
 }

@@ -266,6 +266,7 @@ func (l *lane) publish(ctx context.Context, within time.Duration, batch []*item,
 		l.msgs = append(l.msgs, m)
 	}
 	hit(fpBeforePublish)
+	began := time.Now()
 	results, left := l.caller.send(ctx, within, l.msgs)
 	if left != nil {
 		l.msgs = nil // the call that hangs still has them
@@ -274,8 +275,27 @@ func (l *lane) publish(ctx context.Context, within time.Duration, batch []*item,
 		}
 	}
 	hit(fpAfterPublish)
+	l.tellPublished(batch, results, time.Since(began))
 	if !l.settle(batch, results, probe) {
 		return l.t.cfg.Retry.Initial // nothing was sent at all: not at once again
 	}
 	return 0
+}
+
+func (l *lane) tellPublished(batch []*item, results []Result, took time.Duration) {
+	if l.t.hooks.Published == nil {
+		return
+	}
+	info := PublishedInfo{Name: l.t.who.name, Took: took}
+	for i, r := range results {
+		switch r.Status {
+		case Done:
+			info.Events++
+			info.Bytes += batch[i].bytes
+		case NotAttempted:
+		default:
+			info.Failed++
+		}
+	}
+	told(l.t.log, l.t.hooks.Published, info)
 }

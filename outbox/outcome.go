@@ -88,13 +88,15 @@ func (l *lane) failed(it *item, q *keyQueue, r Result, counts bool, now time.Tim
 	if it.retry == nil {
 		it.retry = l.t.cfg.Retry.backoff(it.attempts)
 	}
-	q.due = now.Add(it.retry.NextBackOff())
+	after := it.retry.NextBackOff()
+	q.due = now.Add(after)
 	// An unknown outcome is never given up: it may have been accepted. Neither is
 	// anything while the broker accepts nothing at all.
 	exhausted := r.Status == Passing && it.attempts >= l.t.cfg.Retry.MaxAttempts
 	if counts && (r.Status == Permanent || exhausted) {
 		it.giveUp = true
 	}
+	l.tellFailure(it, after)
 	if it.parked && counts {
 		kind := doneTried
 		if it.giveUp {
@@ -103,6 +105,14 @@ func (l *lane) failed(it *item, q *keyQueue, r Result, counts bool, now time.Tim
 		l.t.complete(completion{it: it, kind: kind, attempts: it.attempts, lastErr: it.lastErr})
 	}
 	l.hold(it)
+}
+
+func (l *lane) tellFailure(it *item, after time.Duration) {
+	hook := l.t.hooks.Retried
+	if it.giveUp {
+		hook, after = l.t.hooks.GivenUp, 0
+	}
+	told(l.t.log, hook, FailureInfo{Name: l.t.who.name, LogID: it.LogID, EventID: it.EventID, EventType: it.EventType, Key: it.Key, Attempts: it.attempts, Error: it.lastErr, After: after})
 }
 
 func (l *lane) hold(it *item) {

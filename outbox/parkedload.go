@@ -26,6 +26,13 @@ func (s *seat) loadParked(hard context.Context) error {
 	for _, it := range items {
 		s.keepParked(it)
 	}
+	ctx, cancel := context.WithTimeout(hard, s.db.timeout)
+	defer cancel()
+	err = s.db.pool.QueryRow(ctx, `SELECT count(*), coalesce(sum(octet_length(payload)), 0)::bigint FROM `+s.db.table("parked")+`
+		WHERE relay = $1 AND slot BETWEEN $2 AND $3 AND state <> 'discarded'`, s.who.name, s.chain.slots.from, s.chain.slots.to).Scan(&s.aside.events, &s.aside.bytes)
+	if err != nil {
+		return fmt.Errorf("count the parked events of %s: %w", s.who, explain(s.db.schema, err))
+	}
 	return nil
 }
 

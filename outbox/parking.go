@@ -29,7 +29,7 @@ func (t *tenure) toPark(items []*item, bytes int, ended, handover bool) (chosen 
 	}
 	crammed := t.window.crammed()
 	full := crammed || handover || len(items) >= t.cfg.Window/2 || bytes >= t.cfg.WindowBytes/2
-	if !full && !ended {
+	if !full && !ended || !handover && t.crowded() {
 		return nil, 0
 	}
 	i := t.settled
@@ -91,6 +91,8 @@ func (t *tenure) park(hard context.Context, items []*item, upTo int, chosen []*i
 		return err
 	}
 	hit(fpAfterPark)
+	t.aside.add(chosen...)
+	told(t.log, t.hooks.Parked, t.parkedInfo(chosen))
 	for _, it := range chosen {
 		t.parkedNow(it)
 	}
@@ -129,6 +131,21 @@ func (s *seat) reparked(ids []int64, states []string, attempts []int32, errs []s
 			WHERE t.relay = $1 AND t.log_id = u.id`}
 }
 
+func (t *tenure) parkedInfo(chosen []*item) ParkedInfo {
+	info := ParkedInfo{Name: t.who.name}
+	for _, it := range chosen {
+		switch it.parkedState() {
+		case stateGivenUp:
+			info.GivenUp++
+		case stateRetrying:
+			info.Retrying++
+		default:
+			info.Waiting++
+		}
+	}
+	return info
+}
+
 func (it *item) parkedState() string {
 	switch {
 	case it.giveUp:
@@ -141,10 +158,7 @@ func (it *item) parkedState() string {
 
 // parkedNow replaces an event of the window by a copy that keeps no chunk in memory.
 func (t *tenure) parkedNow(it *item) {
-	p := &item{Message: it.Message, slot: it.slot, bytes: it.bytes, attempts: it.attempts, retry: it.retry,
-		lastErr: it.lastErr, giveUp: it.giveUp, parked: true, tries: it.tries, failedAt: it.failedAt, left: it.left}
-	p.Payload = nil
-	p.state.Store(stParked)
+	p := it.asParked()
 	t.keepParked(p)
 	t.laneOf(it.Key).replace(it, p) // which may send p at once: what it has become by then is not in the table
 	it.state.Store(stSettled)
@@ -262,6 +276,7 @@ func (t *tenure) completed(done []completion) {
 		switch c.kind {
 		case doneSent:
 			t.dropParked(c.it)
+			t.aside.remove(c.it)
 		case doneGivenUp:
 			t.log.Warn("event given up", "log_id", c.it.LogID, "event_id", c.it.EventID, "event_type", c.it.EventType, "attempts", c.attempts, "max_attempts", t.cfg.Retry.MaxAttempts, "error", c.lastErr, "key_blocked", t.cfg.Policy == BlockKey)
 			t.afterGiveUp(c.it)

@@ -67,7 +67,7 @@ func (r *Relay) Run(ctx context.Context) error {
 	db := &database{pool: r.pool, schema: r.cfg.Schema, timeout: r.cfg.DatabaseTimeout}
 	w := &relayWork{relay: r, db: db, holder: uuid.New()}
 	s := &shift{
-		who: w.who(), db: db, holder: w.holder, lease: r.cfg.Lease, log: r.cfg.Logger.With("relay", r.cfg.Name),
+		who: w.who(), db: db, holder: w.holder, lease: r.cfg.Lease, log: r.cfg.Logger.With("relay", r.cfg.Name), hooks: r.cfg.Hooks,
 		active: "relay active", standsBy: "relay stands by: another process holds the lease",
 		work: w.work,
 	}
@@ -105,7 +105,8 @@ func (w *relayWork) newTenure(l *lease, source string) *tenure {
 	t := &tenure{
 		seat: seat{
 			who: w.who(), db: w.db, log: cfg.Logger.With("relay", cfg.Name), lease: l, source: source,
-			chain: newChain(w.db, w.who(), allSlots, w.holder), retry: cfg.Retry, policy: cfg.Policy,
+			chain: newChain(w.db, w.who(), allSlots, w.holder), retry: cfg.Retry, policy: cfg.Policy, hooks: cfg.Hooks,
+			aside: caps{maxEvents: cfg.MaxParked, maxBytes: cfg.MaxParkedBytes},
 		},
 		cfg:       cfg,
 		had:       w.had,

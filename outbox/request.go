@@ -37,8 +37,7 @@ func (t *tenure) carryOut(hard context.Context) (acted bool, err error) {
 	if t.steerable(requests) {
 		return false, errSteered
 	}
-	requests = slices.DeleteFunc(requests, func(r request) bool { return r.steers() })
-	if len(requests) == 0 {
+	if requests = ofParked(requests); len(requests) == 0 {
 		return false, nil
 	}
 	hit(fpBeforeRequest)
@@ -55,6 +54,11 @@ func (t *tenure) carryOut(hard context.Context) (acted bool, err error) {
 	hit(fpAfterRequest)
 	p.tell(t)
 	return true, nil
+}
+
+// ofParked are those that are about parked events.
+func ofParked(requests []request) []request {
+	return slices.DeleteFunc(requests, func(r request) bool { return r.steers() })
 }
 
 // plan looks up what the requests are about and decides on each.
@@ -90,6 +94,7 @@ type plan struct {
 	replayed  []*item
 	discarded []int64
 	frozen    []*item // discarded ones that stand in a lane: not sent meanwhile
+	gone      []*item // all discarded ones
 	replayIDs []int64
 }
 
@@ -121,6 +126,7 @@ func (s *seat) decide(r request, states map[int64]string, byID map[int64]*item, 
 			p.frozen = append(p.frozen, it)
 		}
 		states[r.logID] = stateDiscarded
+		p.gone = append(p.gone, byID[r.logID])
 		p.discarded = append(p.discarded, r.logID)
 		p.done(r, "discarded")
 	}
@@ -145,21 +151,19 @@ func (s *seat) carrying(p *plan) []statement {
 	return all
 }
 
-// tell lets the lanes know what has been committed. One that was replayed and
-// then discarded in one go is not sent.
+// stillReplayed leaves out what was replayed and then discarded in one go.
+func (p *plan) stillReplayed() []*item {
+	return slices.DeleteFunc(slices.Clone(p.replayed), func(it *item) bool { return slices.Contains(p.discarded, it.LogID) })
+}
+
+// tell lets the lanes know what has been committed.
 func (p *plan) tell(t *tenure) {
-	gone := make(map[int64]bool, len(p.discarded))
-	for _, id := range p.discarded {
-		gone[id] = true
-	}
 	for _, it := range p.frozen {
 		t.dropParked(it)
 		t.laneOf(it.Key).remove(it)
 	}
-	for _, fresh := range p.replayed {
-		if gone[fresh.LogID] {
-			continue
-		}
+	t.aside.remove(p.gone...)
+	for _, fresh := range p.stillReplayed() {
 		l := t.laneOf(fresh.Key)
 		if it := t.parked[fresh.LogID]; it != nil {
 			l.resume(it) // BlockKey: it stands there, at the head of its key

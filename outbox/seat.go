@@ -21,12 +21,15 @@ type seat struct {
 	ctl    control
 	retry  RetryConfig
 	policy Policy
+	hooks  Hooks
 
 	idle   idlePoll
 	active bool // a round is being read
 
 	parked     map[int64]*item // those that hold up their key
 	parkedKeys map[laneKey]int // how many of each key
+
+	aside caps // all that is put aside and not discarded
 
 	loading sync.Mutex // one read of payloads at a time
 
@@ -69,4 +72,34 @@ func (s *seat) takeOver(hard context.Context, start StartAt, had bool) error {
 			return context.Cause(hard)
 		}
 	}
+}
+
+// caps is the account of what is put aside, and its bounds.
+type caps struct {
+	events, maxEvents int
+	bytes, maxBytes   int64
+	told              bool // that a bound is reached
+}
+
+func (c *caps) add(items ...*item) {
+	for _, it := range items {
+		c.events, c.bytes = c.events+1, c.bytes+int64(it.bytes)
+	}
+}
+
+func (c *caps) remove(items ...*item) {
+	for _, it := range items {
+		c.events, c.bytes = c.events-1, c.bytes-int64(it.bytes)
+	}
+}
+
+// crowded: nothing more may be put aside.
+func (s *seat) crowded() bool {
+	c := &s.aside
+	full := c.events >= c.maxEvents || c.bytes >= c.maxBytes
+	if full && !c.told {
+		s.log.Warn("as many events are put aside as may be: no further one is, and those behind a failing one wait in the log", "parked", c.events, "max_parked", c.maxEvents, "bytes", c.bytes, "max_bytes", c.maxBytes)
+	}
+	c.told = full
+	return full
 }

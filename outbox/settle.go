@@ -71,10 +71,12 @@ func (t *tenure) link(hard context.Context, items []*item, done []completion) er
 // finishRound writes the round's last link.
 func (t *tenure) finishRound(hard context.Context, done []completion) error {
 	hit(fpBeforeFinish)
+	r := &t.chain.pos.round
 	if err := t.chain.finish(hard, t.completing(done)...); err != nil {
 		return err
 	}
 	hit(fpAfterFinish)
+	told(t.log, t.hooks.RoundDone, RoundInfo{Name: t.who.name, Round: r.n, UpperID: r.upper})
 	t.passed(t.settled)
 	t.active = false
 	t.stopReading()

@@ -24,6 +24,8 @@ type shift struct {
 	log    *slog.Logger // names the owner
 	told   bool         // that this holder is active
 
+	hooks Hooks
+
 	active, standsBy string // what is logged
 
 	// work moves the position until ctx is done (nil), or hard is (the lease is
@@ -98,6 +100,7 @@ func (s *shift) once(ctx context.Context) error {
 	if !s.told {
 		s.told = true // once per Run, however often the position is loaded anew
 		s.log.Info(s.active, "holder", s.holder)
+		told(s.log, s.hooks.LeaseWon, LeaseInfo{s.who.name, s.holder})
 	}
 	// The work outlives ctx by the drain, and not the lease.
 	hard, stop := context.WithCancelCause(context.WithoutCancel(ctx))
@@ -121,10 +124,11 @@ func (s *shift) once(ctx context.Context) error {
 		err = nil
 	}
 	if errors.Is(context.Cause(hard), errLeaseLost) {
-		s.told = false
+		s.unheld()
 		return errLeaseLost
 	}
 	if ctx.Err() != nil {
+		defer s.unheld()
 		stop(nil)
 		<-kept // or a renewal could undo the giving up
 		if giveUpErr := l.giveUp(ctx); giveUpErr != nil && err == nil {
@@ -136,6 +140,14 @@ func (s *shift) once(ctx context.Context) error {
 		return nil
 	}
 	return err
+}
+
+// unheld notes that the lease is not ours any more.
+func (s *shift) unheld() {
+	if s.told {
+		s.told = false
+		told(s.log, s.hooks.LeaseLost, LeaseInfo{s.who.name, s.holder})
+	}
 }
 
 // standBy returns when the lease is taken or ctx is done.
@@ -150,7 +162,7 @@ func (s *shift) standBy(ctx context.Context, l *lease) error {
 			return err
 		}
 		if first {
-			s.told = false
+			s.unheld()
 			s.log.Info(s.standsBy, "holder", s.holder)
 		}
 		sleep(ctx, time.Duration((0.8+0.4*rand.Float64())*float64(every)))
