@@ -138,7 +138,8 @@
 //     (TestCommitOfAnotherProcessWakesTheRelay, TestListenerWakesTheRelaysOfItsProcess),
 //     after connections were lost, with or without a word (TestListenerOutlivesItsConnection,
 //     TestListenerFindsADeadConnection, TestNotifierWaitsTroubleOut). Many commits are
-//     few notifications (TestNotificationsAreCoalesced), none of them inside a
+//     few notifications, the last one told of (TestNotificationsAreCoalesced,
+//     TestNotifierTellsOfTheLastCommit), none of them inside a
 //     transaction that publishes (TestNoNotifyInsideATransactionThatPublishes); where
 //     they would be lost, Run says so (TestListenerRefusesPgBouncerInTransactionMode).
 //  14. Under LogConfig.LockKeys the order of a key's events is that of the transactions

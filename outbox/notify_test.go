@@ -186,6 +186,22 @@ func TestNotificationsAreCoalesced(t *testing.T) {
 	}
 }
 
+// What is committed just before the stop is told of, too.
+func TestNotifierTellsOfTheLastCommit(t *testing.T) {
+	t.Parallel()
+	f := setUp(t, testkit.PG15)
+	e := f.ear(t, testkit.PG15)
+	stop := f.startNotifier(f.pool, NotifierConfig{Every: time.Hour})
+	f.log.Wake()
+	e.next()
+	f.log.Wake()
+	f.log.Wake()
+	stop()
+	if n := e.rest(); n != 1 {
+		t.Errorf("%d notifications at the stop, want 1", n)
+	}
+}
+
 // Neither a hint nor what another process has committed is told to others.
 func TestNotifierTellsOfNothingElse(t *testing.T) {
 	t.Parallel()
