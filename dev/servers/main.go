@@ -7,8 +7,9 @@
 //
 // Each server comes from the first of these that there is: the address in its
 // environment variable; Docker Compose, where an engine answers; a local
-// process, for which Debian packages are installed if need be. To rule Docker
-// out, set POSTBUS_SERVERS=local.
+// process, whose program is looked for, installed as a Debian package or, of
+// Postgres, downloaded. To rule Docker out, set POSTBUS_SERVERS=local. What
+// can't be had at all is told before anything is started.
 //
 // It uses the standard library only, so that it builds in a fresh clone
 // before any module is downloaded. One server is one file: to add one, write
