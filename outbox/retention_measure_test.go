@@ -34,7 +34,7 @@ func TestMeasureRetention(t *testing.T) {
 	}
 	seconds, rate := measureNumber("POSTBUS_MEASURE_SECONDS", 20), measureNumber("POSTBUS_MEASURE_RATE", 2000)
 	only := os.Getenv("POSTBUS_MEASURE_ONLY")
-	for _, c := range []measured{&keepAll{}, &byDelete{}, &byRing{}, &byPartition{}, &byPartition{concurrently: true}} {
+	for _, c := range []wayOut{&keepAll{}, &byDelete{}, &byRing{}, &byPartition{}, &byPartition{concurrently: true}} {
 		if only == "" || strings.Contains(c.name(), only) {
 			t.Run(c.name(), func(t *testing.T) { measureOne(t, c, time.Duration(seconds)*time.Second, rate) })
 		}
@@ -48,8 +48,8 @@ func measureNumber(name string, def int) int {
 	return def
 }
 
-// A measured way keeps the rows of the last measureKeep.
-type measured interface {
+// A wayOut keeps the rows of the last measureKeep.
+type wayOut interface {
 	name() string
 	prepare(m *measurement)
 	appendTo() string // the table that appends go to now
@@ -81,7 +81,7 @@ func (m *measurement) exec(sql string, args ...any) {
 	}
 }
 
-func measureOne(t *testing.T, c measured, phase time.Duration, rate int) {
+func measureOne(t *testing.T, c wayOut, phase time.Duration, rate int) {
 	server := testkit.PrivatePostgres(t, "shared_buffers=256MB", "max_wal_size=4GB", "fsync=on", "autovacuum_naptime=5s")
 	pool := testkit.Pool(t, server.URL(), func(cfg *pgxpool.Config) { cfg.MaxConns = 12 })
 	if err := migrations.Up(t.Context(), pool, "measure"); err != nil {
@@ -126,7 +126,7 @@ var measurePayload = bytes.Repeat([]byte("x"), 600)
 
 func (m *measurement) insert(ctx context.Context, on interface {
 	QueryRow(context.Context, string, ...any) pgx.Row
-}, c measured) error {
+}, c wayOut) error {
 	var id int64
 	if err := on.QueryRow(ctx, `INSERT INTO `+c.appendTo()+measureColumns, measurePayload).Scan(&id); err != nil {
 		return err
@@ -137,7 +137,7 @@ func (m *measurement) insert(ctx context.Context, on interface {
 }
 
 // phase appends at the rate while what open has opened stays open.
-func (m *measurement) phase(c measured, name string, length time.Duration, open func(pgx.Tx) error) {
+func (m *measurement) phase(c wayOut, name string, length time.Duration, open func(pgx.Tx) error) {
 	m.t.Helper()
 	ctx := context.Background()
 	if open != nil {

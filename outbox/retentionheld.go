@@ -33,18 +33,8 @@ type HeldBack struct {
 
 // heldBack tells of every position what it still needs, by name. It takes no lock.
 func (d *database) heldBack(ctx context.Context) ([]HeldBack, error) {
-	// Rows above passed that are visible in the snapshot lie below the round's upper
-	// end: the search for the first one that is not ends there, and walks no rows that
-	// retention has removed.
-	sql := d.withSeen() + `
-		SELECT p.relay, coalesce(p.kind, 'relay'), p.passed, coalesce(o.id, 0), o.at,
-			coalesce((extract(epoch FROM clock_timestamp() - o.at) * 1000000)::bigint, 0),
-			greatest(0, coalesce(pg_sequence_last_value(` + quoteLiteral(d.table("outbox_id")) + `::regclass), 0) - p.passed), p.lost_at
-		FROM position AS p LEFT JOIN LATERAL (SELECT o.id, o.at FROM ` + d.table("outbox") + ` AS o
-			WHERE o.id > greatest(p.passed, (SELECT floor FROM ` + d.table("retention") + `)) AND NOT pg_visible_in_snapshot(o.xid, p.snapshot)
-			ORDER BY o.id LIMIT 1) AS o ON true`
 	var all []HeldBack
-	err := d.read(ctx, sql, nil, func(rows pgx.Rows) (bool, error) {
+	err := d.read(ctx, d.heldBackSQL(), nil, func(rows pgx.Rows) (bool, error) {
 		var h HeldBack
 		var since, lost *time.Time
 		var age int64
@@ -66,4 +56,17 @@ func (d *database) heldBack(ctx context.Context) ([]HeldBack, error) {
 	// Of several slot ranges of one name, the one that is behind counts.
 	slices.SortFunc(all, func(a, b HeldBack) int { return cmp.Or(cmp.Compare(a.Name, b.Name), cmp.Compare(a.Passed, b.Passed)) })
 	return slices.CompactFunc(all, func(a, b HeldBack) bool { return a.Name == b.Name }), nil
+}
+
+func (d *database) heldBackSQL() string {
+	// Rows above passed that are visible in the snapshot lie below the round's upper
+	// end: the search for the first one that is not ends there, and walks no rows that
+	// retention has removed.
+	return d.withSeen() + `
+		SELECT p.relay, coalesce(p.kind, 'relay'), p.passed, coalesce(o.id, 0), o.at,
+			coalesce((extract(epoch FROM clock_timestamp() - o.at) * 1000000)::bigint, 0),
+			greatest(0, coalesce(pg_sequence_last_value(` + quoteLiteral(d.table("outbox_id")) + `::regclass), 0) - p.passed), p.lost_at
+		FROM position AS p LEFT JOIN LATERAL (SELECT o.id, o.at FROM ` + d.table("outbox") + ` AS o
+			WHERE o.id > greatest(p.passed, (SELECT floor FROM ` + d.table("retention") + `)) AND NOT pg_visible_in_snapshot(o.xid, p.snapshot)
+			ORDER BY o.id LIMIT 1) AS o ON true`
 }

@@ -33,11 +33,6 @@ func (r *Retention) look(ctx context.Context, l *lease) (report RetentionReport,
 	if err := r.db.checkOrigin(ctx); err != nil { // a fail-over may have happened since
 		return report, err
 	}
-	g, err := r.begin(ctx)
-	if err != nil {
-		return report, err
-	}
-	report.Floor = g.floor
 	if err := r.endTheLost(ctx); err != nil {
 		return report, err
 	}
@@ -46,16 +41,23 @@ func (r *Retention) look(ctx context.Context, l *lease) (report RetentionReport,
 		return report, err
 	}
 	report.HeldBy, report.NoReaders = r.holders(held)
-	if r.cfg.Keep != Forever {
+	for more := true; more && ctx.Err() == nil; {
+		g, err := r.begin(ctx)
+		if err != nil {
+			return report, err
+		}
+		more = false
+		if report.Floor = g.floor; r.cfg.Keep == Forever {
+			break
+		}
 		if err := r.removeLate(ctx, l, &g, &report); err != nil {
 			return report, err
 		}
-		if err := r.removeRest(ctx, l, &g, &report); err != nil {
+		if more, err = r.removeRest(ctx, l, &g, &report); err != nil {
 			return report, err
 		}
 	}
-	err = r.removeAside(ctx, l, &report)
-	return report, err
+	return report, r.removeAside(ctx, l, &report)
 }
 
 // begin reads where the last look ended. It is one transaction that reads the
@@ -97,10 +99,19 @@ func (r *Retention) holders(all []HeldBack) (held []HeldBack, none bool) {
 	return held, none
 }
 
+// chunksAtOnce bounds for how many chunks late transactions are noted before they are
+// looked for: each chunk notes what runs at its time.
+const chunksAtOnce = 100
+
 // removeRest removes what lies above floor, chunk by chunk, up to the first event
-// that is too young, or that a position is still to come to.
-func (r *Retention) removeRest(ctx context.Context, l *lease, g *ground, report *RetentionReport) error {
-	for from := g.floor; ctx.Err() == nil && g.floor < g.lastID; {
+// that is too young, or that a position is still to come to. more: there may be more
+// than chunksAtOnce.
+func (r *Retention) removeRest(ctx context.Context, l *lease, g *ground, report *RetentionReport) (more bool, err error) {
+	from := g.floor
+	for chunks := 0; ctx.Err() == nil && g.floor < g.lastID; chunks++ {
+		if chunks == chunksAtOnce {
+			return true, nil
+		}
 		hi := min(from+r.width, g.lastID)
 		began := time.Now()
 		c, err := r.chunk(ctx, g.floor, hi)
@@ -108,28 +119,28 @@ func (r *Retention) removeRest(ctx context.Context, l *lease, g *ground, report 
 			continue
 		}
 		if err != nil {
-			return fmt.Errorf("remove events %d to %d: %w", g.floor+1, hi, explain(r.db.schema, err))
+			return false, fmt.Errorf("remove events %d to %d: %w", g.floor+1, hi, explain(r.db.schema, err))
 		}
 		report.Removed += c.removed
 		if c.floor <= g.floor {
-			return nil
+			return false, nil
 		}
 		g.floor, report.Floor = c.floor, c.floor
 		if c.floor < hi {
-			return nil
+			return false, nil
 		}
 		if from = g.floor; c.removed == 0 {
 			// A gap. The next chunk begins where this one ended all the same, or what is
 			// committed there meanwhile would be passed over.
 			if from, err = r.jump(ctx, from, g.lastID); err != nil {
-				return err
+				return false, err
 			}
 		}
 		if ok, err := r.rest(ctx, l, time.Since(began)); !ok || err != nil {
-			return err
+			return false, err
 		}
 	}
-	return nil
+	return false, nil
 }
 
 type chunked struct {
@@ -147,8 +158,14 @@ type chunked struct {
 // what selects rows; the other conditions match no index, so its plan does not depend
 // on statistics.
 func (r *Retention) chunk(ctx context.Context, lo, hi int64) (c chunked, err error) {
+	err = r.write(ctx, statement{sql: r.chunkSQL(), args: []any{lo, hi, r.cfg.Keep.Microseconds(), r.cfg.WithoutReaders},
+		scan: func(row pgx.Row) error { return row.Scan(&c.removed, &c.floor) }})
+	return c, err
+}
+
+func (r *Retention) chunkSQL() string {
 	log, state := r.db.table("outbox"), r.db.table("retention")
-	sql := r.db.withSeen() + readers("$4", "$2") + `, young AS MATERIALIZED (
+	return r.db.withSeen() + readers("$4", "$2") + `, young AS MATERIALIZED (
 	SELECT min(id) AS id FROM ` + log + ` WHERE id > $1::bigint AND id <= $2::bigint AND at >= now() - $3::bigint * interval '1 microsecond'
 ), upto AS MATERIALIZED (
 	SELECT least($2::bigint, (SELECT min(id) FROM reader), (SELECT id - 1 FROM young)) AS id
@@ -162,9 +179,6 @@ func (r *Retention) chunk(ctx context.Context, lo, hi int64) (c chunked, err err
 	FROM upto WHERE upto.id > $1 RETURNING floor
 )
 SELECT (SELECT count(*) FROM gone), coalesce((SELECT floor FROM moved), $1)`
-	err = r.write(ctx, statement{sql: sql, args: []any{lo, hi, r.cfg.Keep.Microseconds(), r.cfg.WithoutReaders},
-		scan: func(row pgx.Row) error { return row.Scan(&c.removed, &c.floor) }})
-	return c, err
 }
 
 // write runs statements behind lockPositions, in a transaction that is short or fails.
