@@ -29,7 +29,7 @@ func (u *upper) testBinaries() string {
 			return bin
 		}
 	}
-	u.say("tests", "those that crash a Postgres of their own will fail, for want of its programs (all else works): install postgresql-15, or put mvn into PATH, or set %s or %s; %v",
+	u.say("tests", "those that crash a Postgres of their own will fail, for want of its programs: install postgresql-15, or put mvn into PATH, or set %s or %s; %v",
 		mavenVariable, pgserver.BinVariable, err)
 	return ""
 }
