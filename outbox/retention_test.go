@@ -463,6 +463,9 @@ func TestRetentionRunsOneAtATime(t *testing.T) {
 	if err := first.Run(t.Context()); !errors.Is(err, ErrAlreadyRunning) {
 		t.Errorf("a second Run of one value: %v, want ErrAlreadyRunning", err)
 	}
+	if stats, err := ReadStats(t.Context(), f.pool, f.schema); err != nil || len(stats.Relays) != 1 {
+		t.Errorf("statistics of %+v (%v), want those of the one relay", stats.Relays, err)
+	}
 	one := holder()
 	_, stopSecond := run()
 	f.add("k", 1, 3)

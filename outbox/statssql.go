@@ -5,7 +5,7 @@ package outbox
 
 // A relay has its row since its first Run; its lease comes a moment earlier.
 const named = `(SELECT relay FROM {relay}
-	UNION SELECT l.relay FROM {relay_lease} AS l WHERE slot_from = 0 AND slot_to = 255
+	UNION SELECT l.relay FROM {relay_lease} AS l WHERE l.relay <> '` + retentionName + `' AND slot_from = 0 AND slot_to = 255
 		AND (expires > clock_timestamp() OR EXISTS (SELECT FROM {relay_link} AS k WHERE k.relay = l.relay AND k.slot_from = 0 AND k.slot_to = 255)))`
 
 // The latest link of each, and the one that began its round. The LIMIT on the latter
