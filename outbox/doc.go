@@ -170,6 +170,24 @@
 //     drop waits for nobody who runs, loses no parked event unasked, and leaves nothing
 //     that a frozen holder could go on from (TestDropEndsARelayForGood,
 //     TestDropPastAFrozenHolder, TestAskingWhileItIsDropped, TestDropThatFailsChangesNothing).
+//  19. [Retention] removes no event that a relay or durable handler has still to read, nor
+//     one that is younger than RetentionConfig.Keep, whatever commits late, falls behind,
+//     begins or is rewound meanwhile; a rewind to what may be gone is refused
+//     (TestRetentionAgainstModel, TestRetentionWaitsForLateCommits,
+//     TestRetentionWaitsForTheSlowestPosition, TestRetentionKeepsWhatIsYoung,
+//     TestRetentionWaitsForANewRelay, TestRetentionWithoutReaders,
+//     TestRetentionTakesTurnsWithPositions, TestRetentionStoresItsFloor). It forgets none
+//     that may leave, though it is killed (TestRetentionIsKilled,
+//     TestRetentionOutlivesACrashOfTheServer, TestRetentionPassesGaps). A position is
+//     ended only where a config says so, and Run of it is refused then
+//     (TestRetentionEndsAPosition, TestRetentionEndsNoPositionThatMoves).
+//  20. Retention makes nobody wait but who moves a position back: it has no locks that an
+//     append conflicts with, and waits for no transaction, snapshot or dump
+//     (TestRetentionTakesNoLockThatAppendsWaitFor). What it touches depends neither on
+//     statistics nor on what it has removed before (TestRetentionIsReadByPlainPlans). One
+//     process works at a time, another goes on after it (TestRetentionRunsOneAtATime). It
+//     works through PgBouncer (TestRetentionThroughPgBouncer), and on the tables beside the
+//     log (TestRetentionRemovesWhatLiesAside).
 //
 // # Not promised
 //
@@ -189,7 +207,9 @@
 // Durability beyond the server's: a transaction that PostgreSQL loses after its commit
 // (synchronous_commit off, an asynchronous fail-over) may have been published.
 //
-// Retention, moving a log to another cluster, spreading one relay over
-// several processes: they do not exist yet. The log grows until its rows are deleted;
-// docs/operations.md says how that is safe.
+// Space back while an old snapshot, or a transaction that has written, is open anywhere in
+// the cluster: what retention removes meanwhile is reused only after it has ended, and the
+// table grows until then.
+//
+// Spreading one relay over several processes: it does not exist yet.
 package outbox
