@@ -271,6 +271,13 @@ func TestRetentionStoresItsFloor(t *testing.T) {
 	if floor, err := db.floor(t.Context()); err != nil || floor != 5 {
 		t.Fatalf("the floor is %d (%v), want 5", floor, err)
 	}
+	// Nor does one that looked before another removed something take the floor back.
+	if c, err := f.retention().chunk(t.Context(), 0, 3); err != nil || c.removed != 0 || c.floor != 0 {
+		t.Errorf("a chunk on an old floor: %+v, %v, want that nothing happened", c, err)
+	}
+	if floor, err := db.floor(t.Context()); err != nil || floor != 5 {
+		t.Errorf("the floor went from 5 to %d (%v)", floor, err)
+	}
 	for id, gone := range map[int64]bool{1: true, 5: true, 6: false, 7: false} {
 		err := db.write(t.Context(), true, db.lockPositions(), db.ifStillInLog(id))
 		if isGoneFromLog(err) != gone || (err != nil) != gone {
@@ -482,6 +489,41 @@ func TestRetentionRunsOneAtATime(t *testing.T) {
 	stopSecond()
 	if holder() != "" {
 		t.Error("the lease was not given up")
+	}
+}
+
+// Several at once, which no lease keeps apart, remove each event once and forget none.
+func TestRetentionsBesideEachOther(t *testing.T) {
+	t.Parallel()
+	f := setUp(t, testkit.PG15)
+	f.old()
+	s := f.stepped("test")
+	const n = 200
+	late := f.begin(f.session(testkit.PG15))
+	f.append(late, event("late", 1))
+	f.add("k", 1, n)
+	s.rest()
+	reports := make(chan RetentionReport)
+	for range 3 {
+		r := f.retention()
+		go func() {
+			r.width = 7
+			report, err := r.Once(context.Background())
+			if err != nil {
+				t.Error(err)
+			}
+			reports <- report
+		}()
+	}
+	var removed int64
+	for range 3 {
+		removed += (<-reports).Removed
+	}
+	f.commit(late)
+	s.rest()
+	report, err := f.retention().Once(t.Context())
+	if removed += report.Removed; err != nil || removed != n+1 || f.logged() != 0 {
+		t.Errorf("%d events were removed of %d, and %d are left (%v)", removed, n+1, f.logged(), err)
 	}
 }
 
