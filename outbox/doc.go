@@ -175,7 +175,7 @@
 //     begins or is rewound meanwhile; a rewind to what may be gone is refused
 //     (TestRetentionAgainstModel, TestRetentionWaitsForLateCommits,
 //     TestRetentionWaitsForTheSlowestPosition, TestRetentionKeepsWhatIsYoung,
-//     TestRetentionWaitsForANewRelay, TestRetentionWithoutReaders,
+//     TestRetentionKeepsWhatIsLateAndYoung, TestRetentionWaitsForANewRelay, TestRetentionWithoutReaders,
 //     TestRetentionTakesTurnsWithPositions, TestRetentionStoresItsFloor). It forgets none
 //     that may leave, though it is killed (TestRetentionIsKilled,
 //     TestRetentionOutlivesACrashOfTheServer, TestRetentionPassesGaps). A position is

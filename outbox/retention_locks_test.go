@@ -23,6 +23,7 @@ func TestRetentionTakesNoLockThatAppendsWaitFor(t *testing.T) {
 		f.old()
 		s := f.stepped("test")
 		f.exec(`CREATE TABLE ` + f.table("locks_seen") + ` (relation text, mode text)`)
+		f.exec(`GRANT INSERT ON ` + f.table("locks_seen") + ` TO PUBLIC`)
 		f.exec(`CREATE FUNCTION ` + f.table("note_locks") + `() RETURNS trigger LANGUAGE plpgsql AS $$ BEGIN
 				INSERT INTO ` + f.table("locks_seen") + ` SELECT relation::regclass::text, mode FROM pg_locks WHERE pid = pg_backend_pid() AND locktype = 'relation';
 				RETURN NULL; END $$`)
@@ -265,7 +266,9 @@ func TestRetentionOutlivesACrashOfTheServer(t *testing.T) {
 		s.mayRepeat = nil
 		s.newHolder()
 		s.rest()
-		f.retention().mustOnce(t)
+		r := f.retention()
+		r.db.pool.Reset()
+		r.mustOnce(t)
 		if n := f.logged(); n != 0 {
 			t.Errorf("%d events are left", n)
 		}

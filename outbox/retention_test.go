@@ -90,6 +90,9 @@ func TestRetentionWaitsForLateCommits(t *testing.T) {
 		f.commit(late)
 		id := f.prepare(prepared)
 		f.retain(0) // committed, and not sent
+		if n, err := f.retention().removeThese(t.Context(), []int64{1, 2, 8}, 8); n != 0 || err != nil {
+			t.Errorf("%d events that somebody took for passed before were removed (%v), want that the positions are asked again", n, err)
+		}
 		s.rest()
 		s.expect("late", 1, 2)
 		f.retain(2) // one of them below the floor, one above
@@ -159,6 +162,27 @@ func TestRetentionKeepsWhatIsYoung(t *testing.T) {
 	f.retain(0, keep(Forever))
 	f.exec(`UPDATE ` + f.table("outbox") + ` SET at = at - interval '10 seconds'`)
 	f.retain(6, keep(5*time.Second))
+}
+
+// A late event that is young when the floor has passed it stays, and is not forgotten.
+func TestRetentionKeepsWhatIsLateAndYoung(t *testing.T) {
+	t.Parallel()
+	f := setUp(t, testkit.PG15)
+	f.old()
+	s := f.stepped("test")
+	late := f.begin(f.session(testkit.PG15))
+	f.append(late, event("late", 1))
+	if _, err := late.Exec(t.Context(), `UPDATE `+f.table("outbox")+` SET at = clock_timestamp()`); err != nil {
+		t.Fatal(err)
+	}
+	f.add("k", 1, 3)
+	s.rest()
+	f.retain(3)
+	f.commit(late)
+	s.rest()
+	f.retain(0)
+	f.exec(`UPDATE ` + f.table("outbox") + ` SET at = at - interval '8 days'`)
+	f.retain(1)
 }
 
 // Whoever may yet begin would miss what left before.
