@@ -15,6 +15,9 @@
 //	parked, err := desk.Parked(ctx, outbox.ParkedFilter{}, 0, 100) // what the relay has put aside, and why
 //	err = desk.Replay(ctx, parked[0].LogID)
 //
+//	retention, err := outbox.NewRetention(pool, outbox.RetentionConfig{})
+//	err = retention.Run(ctx) // beside the relays: what all have passed leaves the log after a week
+//
 // publisher is any message.Publisher of Watermill. One that is also a
 // [BatchPublisher], as the adapters of this module are, gets many events per call.
 //
@@ -185,7 +188,8 @@
 //     append conflicts with, and waits for no transaction, snapshot or dump
 //     (TestRetentionTakesNoLockThatAppendsWaitFor). What it touches depends neither on
 //     statistics nor on what it has removed before (TestRetentionIsReadByPlainPlans). One
-//     process works at a time, another goes on after it (TestRetentionRunsOneAtATime). It
+//     process works at a time, another goes on after it (TestRetentionRunsOneAtATime,
+//     TestRetentionsBesideEachOther). It
 //     works through PgBouncer (TestRetentionThroughPgBouncer), and on the tables beside the
 //     log (TestRetentionRemovesWhatLiesAside).
 //
