@@ -20,6 +20,7 @@ type discard struct{}
 func (discard) Append(context.Context, pgx.Tx, ...events.DomainEvent) error { return nil }
 func (discard) Wake()                                                       {}
 func (discard) Hint()                                                       {}
+func (discard) Schema() string                                              { return "postbus" }
 
 // offlineTx is a transaction without a server.
 type offlineTx struct{ pgx.Tx }

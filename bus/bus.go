@@ -11,6 +11,7 @@ import (
 	"time"
 
 	"github.com/jackc/pgx/v5"
+	"github.com/jackc/pgx/v5/pgxpool"
 
 	"github.com/postbus/postbus/events"
 	"github.com/postbus/postbus/outbox"
@@ -61,7 +62,17 @@ type Config struct {
 	// ended. It is called once the garbage collector has found that out, by a
 	// goroutine of the runtime, which it must not hold up. The default logs a warning.
 	OnForgotten func(err *ForgottenError)
-	// Logger is where the defaults of the two hooks log. Defaults to slog.Default().
+	// Pool is what durable handlers run on: see [EventBus.Run], which opens a pool of
+	// its own by this one's config. It stays the caller's to close. Needed for
+	// SubscribeDurable only.
+	Pool *pgxpool.Pool
+	// DurableConnections is how many connections all durable handlers together use at
+	// most. Defaults to outbox.DefaultConnections; at least 3.
+	DurableConnections int
+	// Durable is what durable handlers are configured with, as far as their own options
+	// do not say otherwise. Its Name, Schema, StartAt and Types are not used.
+	Durable outbox.DurableConfig
+	// Logger is where the defaults of the two hooks log, and durable handlers. Defaults to slog.Default().
 	Logger *slog.Logger
 }
 
@@ -70,11 +81,12 @@ type appender interface {
 	Append(ctx context.Context, tx pgx.Tx, evs ...events.DomainEvent) error
 	Wake()
 	Hint()
+	Schema() string
 }
 
 // EventBus publishes events: it appends them to the outbox and hands them to the
-// handlers in this process. It holds no connection and no goroutine, so that
-// there is nothing to close. It is safe for use by several goroutines.
+// handlers in this process. Outside of Run it holds no connection and no goroutine, so
+// that there is nothing to close. It is safe for use by several goroutines.
 type EventBus struct {
 	log                appender
 	maxDepth           int
@@ -84,8 +96,12 @@ type EventBus struct {
 	middlewares        []Middleware
 	metadata           func(context.Context) map[string]string
 	logger             *slog.Logger
+	pool               *pgxpool.Pool
+	durableConnections int
+	durableConfig      outbox.DurableConfig
 
 	subscribed  atomic.Pointer[table]
+	running     bool       // Run; guarded by subscribing
 	subscribing sync.Mutex // held by whoever replaces the table, never while a handler runs
 }
 
@@ -108,6 +124,9 @@ func newBus(log appender, cfg Config) (*EventBus, error) {
 	}
 	if cfg.AfterCommitTimeout < 0 && cfg.AfterCommitTimeout != NoTimeout {
 		faults = append(faults, fmt.Errorf("Config.AfterCommitTimeout is %s: use a duration, 0 for the default of %s, or NoTimeout", cfg.AfterCommitTimeout, DefaultAfterCommitTimeout))
+	}
+	if cfg.DurableConnections < 0 || cfg.DurableConnections == 1 || cfg.DurableConnections == 2 {
+		faults = append(faults, fmt.Errorf("Config.DurableConnections is %d: use 3 or more, or 0 for the default of %d", cfg.DurableConnections, outbox.DefaultConnections))
 	}
 	faults = append(faults, faultsOfMiddlewares(cfg.Middlewares)...)
 	if len(faults) > 0 {
@@ -134,6 +153,12 @@ func newBus(log appender, cfg Config) (*EventBus, error) {
 		middlewares:        slices.Clone(cfg.Middlewares),
 		metadata:           cfg.Metadata,
 		logger:             cfg.Logger,
+		pool:               cfg.Pool,
+		durableConnections: cfg.DurableConnections,
+		durableConfig:      cfg.Durable,
+	}
+	if b.durableConfig.Logger == nil {
+		b.durableConfig.Logger = cfg.Logger
 	}
 	if b.onAfterCommitError == nil {
 		b.onAfterCommitError = b.logAfterCommitError

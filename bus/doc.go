@@ -31,6 +31,10 @@
 // ([events.Raw]) is decoded into it. Auditors and projections take the envelopes
 // of all events that match a pattern: [SubscribeInTxTo], [SubscribeAfterCommitTo].
 //
+// A durable handler ([SubscribeDurable], run by [EventBus.Run]) reads the log: it gets
+// every committed event of its type, once, in a transaction of its own, whatever
+// crashes in between.
+//
 // Whoever wants typed events within the process, and no database, takes a [Local]
 // instead: [NewLocal], [Subscribe], [Dispatch].
 //
@@ -98,6 +102,12 @@
 //     allocates nothing (TestDispatch, TestDispatchErrorsAndPanics,
 //     TestDispatchManyTypes, TestDispatchAllocatesNothing, TestLocalWiring,
 //     TestLocalMiddlewares).
+//  21. A durable handler takes effect once for each committed event of its type, in the
+//     order of each key, from where it is told to begin; what it publishes is announced
+//     and handled in turn (TestDurableHandler). A version from the future is held, what
+//     cannot be handled is put aside, and the rest goes on
+//     (TestDurableHandlerVersionsAndFaults). Wrong wiring is refused at the start
+//     (TestDurableWiring); a cancelled one ends (TestDurableCancel).
 //
 // # Not promised
 //

@@ -1,6 +1,7 @@
 package bus
 
 import (
+	"errors"
 	"fmt"
 	"reflect"
 	"runtime"
@@ -43,7 +44,7 @@ func newTable(all []*Subscription) *table {
 			continue
 		}
 		for name, r := range t.named {
-			if s.pattern.matches(name.EventType) {
+			if s.pattern.Matches(name.EventType) {
 				r.add(s)
 			}
 		}
@@ -58,7 +59,7 @@ func (t *table) route(name wirename.Name) *route {
 	}
 	var r *route
 	for _, s := range t.patterns {
-		if s.pattern.matches(name.EventType) {
+		if s.pattern.Matches(name.EventType) {
 			if r == nil {
 				r = &route{}
 			}
@@ -90,7 +91,7 @@ func (b *EventBus) add(s *Subscription, call Next) (err error) {
 	b.subscribing.Lock()
 	defer b.subscribing.Unlock()
 	old := b.subscribed.Load().all
-	if err := checkSameType(old, s); err != nil {
+	if err := errors.Join(checkSameType(old, s), b.checkDurable(old, s)); err != nil {
 		return err
 	}
 	b.subscribed.Store(newTable(append(slices.Clip(old), s)))

@@ -9,6 +9,7 @@ import (
 	"github.com/jackc/pgx/v5"
 
 	"github.com/postbus/postbus/events"
+	"github.com/postbus/postbus/internal/typepattern"
 	"github.com/postbus/postbus/internal/wirename"
 )
 
@@ -151,7 +152,7 @@ func SubscribeAfterCommitTo(b *EventBus, pattern string, h func(ctx context.Cont
 
 func subscribeTo(b *EventBus, kind Kind, text, handler string, isNil bool, call Next) *Subscription {
 	faults := faultsOfCall(b, isNil)
-	p, err := parsePattern(text)
+	p, err := typepattern.Parse(text)
 	if err != nil {
 		faults = append(faults, err)
 	}

@@ -5,6 +5,7 @@ import (
 	"reflect"
 
 	"github.com/postbus/postbus/events"
+	"github.com/postbus/postbus/outbox"
 )
 
 // Kind is when a handler is called.
@@ -15,17 +16,21 @@ const (
 	KindInTx Kind = iota + 1
 	// KindAfterCommit is a handler of SubscribeAfterCommit or SubscribeAfterCommitTo.
 	KindAfterCommit
+	// KindDurable is a handler of SubscribeDurable or SubscribeDurableTo.
+	KindDurable
 	// KindLocal is a handler of Subscribe, on a Local.
 	KindLocal
 )
 
-// String is the kind as errors and logs show it: "in-tx", "after-commit", "local".
+// String is the kind as errors and logs show it: "in-tx", "after-commit", "durable", "local".
 func (k Kind) String() string {
 	switch k {
 	case KindInTx:
 		return "in-tx"
 	case KindAfterCommit:
 		return "after-commit"
+	case KindDurable:
+		return "durable"
 	case KindLocal:
 		return "local"
 	}
@@ -39,10 +44,14 @@ type SubscriptionInfo struct {
 	SchemaVersion int    // 0 for a pattern: every version
 	GoType        string // of the event, with its package's path; empty for a pattern
 	Handler       string // package.Function
+	Name          string // of a durable handler's position; empty for the others
 }
 
 // String is one line about it.
 func (i SubscriptionInfo) String() string {
+	if i.Name != "" {
+		i.Handler += " (" + i.Name + ")"
+	}
 	if i.SchemaVersion == 0 {
 		return fmt.Sprintf("%s %s of %s, every version", i.Kind, i.Handler, i.EventType)
 	}
@@ -61,6 +70,7 @@ type Subscription struct {
 	goType  reflect.Type        // nil for a pattern
 	open    opener              // nil for a pattern
 	call    Next                // the handler, with the middlewares around it
+	durable *outbox.Durable     // nil for the other kinds
 }
 
 // opener makes the *events.Event[T] that typed handlers get, out of an envelope
@@ -75,7 +85,7 @@ func (s *Subscription) Info() SubscriptionInfo { return s.info }
 // does not reach the handler. One that has begun before may still call it, also
 // after Cancel has returned: an in-tx handler until that Publish returns (a local
 // one until that Dispatch does), an after-commit handler once that Publish's transaction is committed, however
-// much later that is. Cancel waits for neither, so that a handler may cancel any
+// much later that is; a durable one ends with the event it is at. Cancel waits for none of them, so that a handler may cancel any
 // subscription, its own too.
 //
 // With the last handler of a wire name and version goes the Go type that stood
@@ -87,6 +97,9 @@ func (s *Subscription) Cancel() {
 	case s == nil:
 	case s.bus != nil:
 		s.bus.remove(s)
+		if s.durable != nil {
+			s.durable.Stop()
+		}
 	case s.local != nil:
 		s.local.remove(s)
 	}

@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"sync"
 	"sync/atomic"
 
 	"github.com/google/uuid"
@@ -29,6 +30,8 @@ type Durable struct {
 	pool    *pgxpool.Pool
 	handle  DurableFunc
 	running atomic.Bool
+	stopped chan struct{} // closed by Stop
+	stop    sync.Once
 }
 
 // NewDurable checks the config; it does not touch the database. The pool must be
@@ -48,7 +51,7 @@ func NewDurable(pool *pgxpool.Pool, handle DurableFunc, cfg DurableConfig) (*Dur
 	if faults = append(faults, more...); len(faults) > 0 {
 		return nil, fmt.Errorf("outbox.NewDurable: %w: %w", ErrInvalidConfig, errors.Join(faults...))
 	}
-	return &Durable{cfg: cfg, pool: pool, handle: handle}, nil
+	return &Durable{cfg: cfg, pool: pool, handle: handle, stopped: make(chan struct{})}, nil
 }
 
 // Name is that of the position.
@@ -59,6 +62,10 @@ func (d *Durable) Name() string { return d.cfg.Name }
 // name it stands by. It returns an error for what waiting cannot mend, as Relay.Run does.
 func (d *Durable) Run(ctx context.Context) error { return d.run(ctx, d.pool, nil) }
 
+// Stop ends the present Run, as the end of its ctx would, and all further ones. It
+// does not wait.
+func (d *Durable) Stop() { d.stop.Do(func() { close(d.stopped) }) }
+
 // run uses pool, and of heavy, if it is not nil, a place for whatever may take long.
 func (d *Durable) run(ctx context.Context, pool *pgxpool.Pool, heavy chan struct{}) error {
 	who := owner{kindHandler, d.cfg.Name}
@@ -66,6 +73,15 @@ func (d *Durable) run(ctx context.Context, pool *pgxpool.Pool, heavy chan struct
 		return fmt.Errorf("run %s: %w: one Run per Durable value; a second one of the name needs a value of its own and stands by", who, ErrAlreadyRunning)
 	}
 	defer d.running.Store(false)
+	ctx, cancel := context.WithCancel(ctx)
+	defer cancel()
+	go func() {
+		select {
+		case <-d.stopped:
+			cancel()
+		case <-ctx.Done():
+		}
+	}()
 
 	db := &database{pool: pool, schema: d.cfg.Schema, timeout: d.cfg.DatabaseTimeout, heavy: heavy}
 	log := d.cfg.Logger.With("handler", d.cfg.Name)
