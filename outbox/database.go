@@ -56,6 +56,21 @@ type statement struct {
 
 const anyRows = -1
 
+// queue adds s to a batch; what it touches wrongly is told in wrong.
+func (s statement) queue(batch *pgx.Batch, wrong *error) {
+	q := batch.Queue(s.sql, s.args...)
+	if s.scan != nil {
+		q.QueryRow(s.scan)
+		return
+	}
+	q.Exec(func(tag pgconn.CommandTag) error {
+		if s.rows != anyRows && tag.RowsAffected() != s.rows {
+			*wrong = fmt.Errorf("a statement touched %d rows instead of %d: %.60s", tag.RowsAffected(), s.rows, s.sql)
+		}
+		return nil
+	})
+}
+
 // A role's default may be weaker (off) or stronger (remote_apply) than what a
 // link needs: only the former is changed.
 const beDurable = `SELECT set_config('synchronous_commit',
@@ -86,17 +101,7 @@ func (d *database) write(ctx context.Context, durable bool, statements ...statem
 	}
 	var wrong error
 	for _, s := range statements {
-		q := batch.Queue(s.sql, s.args...)
-		if s.scan != nil {
-			q.QueryRow(s.scan)
-			continue
-		}
-		q.Exec(func(tag pgconn.CommandTag) error {
-			if s.rows != anyRows && tag.RowsAffected() != s.rows {
-				wrong = fmt.Errorf("a statement touched %d rows instead of %d: %.60s", tag.RowsAffected(), s.rows, s.sql)
-			}
-			return nil
-		})
+		s.queue(&batch, &wrong)
 	}
 	batch.Queue(`COMMIT`).Exec(func(tag pgconn.CommandTag) error {
 		if tag.String() != "COMMIT" {

@@ -21,6 +21,7 @@ type duty struct {
 	pace   pace
 	margin time.Duration
 
+	limitsSQL string
 	keyQueues // events put aside, and what waits behind them
 
 	wakeC       <-chan struct{}
@@ -43,7 +44,7 @@ func (d *Durable) newDuty(db *database, l *lease, source string, holder uuid.UUI
 			chain: newChain(db, who, allSlots, holder), retry: d.cfg.Retry, policy: d.cfg.Policy,
 			aside: caps{maxEvents: d.cfg.MaxParked, maxBytes: d.cfg.MaxParkedBytes}},
 		cfg: d.cfg, handle: d.handle, reader: newReader(db, allSlots, source), margin: d.cfg.Lease / 10, wakeC: wakeC,
-		keyQueues: keyQueues{keys: map[laneKey]*keyQueue{}},
+		keyQueues: keyQueues{keys: map[laneKey]*keyQueue{}}, limitsSQL: limits(d.cfg.Lease),
 	}
 	t.health = newHealth(log, func() {})
 	return t

@@ -8,7 +8,6 @@ import (
 	"strings"
 	"time"
 
-	"github.com/google/uuid"
 	"github.com/jackc/pgx/v5"
 	"github.com/jackc/pgx/v5/pgconn"
 	"github.com/jackc/pgx/v5/pgxpool"
@@ -50,25 +49,20 @@ func (t *duty) effects(work context.Context, lastID int64, items []*item, payloa
 			conn.Release()
 		}
 	}()
-	// The link comes first: whoever else is at this event waits for us, or we for them,
-	// before anything is done. One string of statements, so that it is one round trip.
-	tx, err := conn.Conn().BeginTx(ctx, pgx.TxOptions{BeginQuery: t.begin(lastID)})
-	if err != nil {
+	given := &Tx{conn: conn.Conn()}
+	defer func() {
+		given.over = true
+		if !kept || conn.Conn().PgConn().TxStatus() == 'I' {
+			return
+		}
+		ctx, cancel := context.WithTimeout(context.WithoutCancel(work), rollbackTimeout)
+		defer cancel()
+		// Release throws a connection away that is still in a transaction.
+		_, _ = conn.Conn().Exec(ctx, `ROLLBACK`)
+	}()
+	if err := t.begin(ctx, conn.Conn(), lastID, also); err != nil {
 		return t.chain.failed(err)
 	}
-	defer func() {
-		if kept {
-			ctx, cancel := context.WithTimeout(context.WithoutCancel(work), rollbackTimeout)
-			defer cancel()
-			_ = tx.Rollback(ctx) // which closes a connection that cannot
-		}
-	}()
-	for _, s := range also {
-		if err := s.in(ctx, tx); err != nil {
-			return err
-		}
-	}
-	given := &Tx{Tx: tx}
 	for i, it := range items {
 		m := &it.Message
 		if it.parked {
@@ -83,7 +77,8 @@ func (t *duty) effects(work context.Context, lastID int64, items []*item, payloa
 	hit(fpBeforeEffects)
 	ctx, cancel = context.WithTimeout(context.WithoutCancel(work), t.db.timeout)
 	defer cancel()
-	if err := tx.Commit(ctx); err != nil {
+	given.over = true
+	if err := commit(ctx, conn.Conn()); err != nil {
 		if refusedCommit(err) {
 			return &handlerError{-1, fmt.Errorf("the transaction was rolled back at its commit: %w", err)}
 		}
@@ -102,16 +97,39 @@ func (t *duty) effects(work context.Context, lastID int64, items []*item, payloa
 // closed, and the server rolls back.
 const rollbackTimeout = 5 * time.Second
 
-// begin is the transaction's first string: a frozen process must not keep it open
-// for longer than half the lease, or the link of a successor would wait for it.
-func (t *duty) begin(lastID int64) string {
-	limit := (t.cfg.Lease / 2).Milliseconds()
-	var b strings.Builder
-	fmt.Fprintf(&b, `BEGIN ISOLATION LEVEL READ COMMITTED READ WRITE; %s, set_config('idle_in_transaction_session_timeout', '%d', true),
-		set_config('statement_timeout', CASE WHEN current_setting('statement_timeout')::interval BETWEEN '1 ms' AND '%d ms'
-			THEN current_setting('statement_timeout') ELSE '%d' END, true); `, beDurable, limit, limit, limit)
-	b.WriteString(t.chain.linkText(lastID))
-	return b.String()
+// begin begins the transaction: with the link, so that whoever else is at this event
+// waits for us, or we for them, before anything is done; and with limits of half the lease,
+// since that of a frozen process keeps the link of its successor waiting. It is one
+// round trip.
+func (t *duty) begin(ctx context.Context, conn *pgx.Conn, lastID int64, also []statement) error {
+	var batch pgx.Batch
+	batch.Queue(`BEGIN ISOLATION LEVEL READ COMMITTED READ WRITE`)
+	batch.Queue(t.limitsSQL)
+	var wrong error
+	for _, s := range append(also, t.chain.link(lastID)) {
+		s.queue(&batch, &wrong)
+	}
+	if err := conn.SendBatch(ctx, &batch).Close(); err != nil {
+		return err
+	}
+	return wrong
+}
+
+// limits is what a handler's transaction is set to, in one statement. A shorter
+// statement_timeout of the role is kept.
+func limits(lease time.Duration) string {
+	ms := (lease / 2).Milliseconds()
+	return fmt.Sprintf(`%s, set_config('idle_in_transaction_session_timeout', '%d', true), set_config('statement_timeout',
+		CASE WHEN current_setting('statement_timeout')::interval BETWEEN '1 ms' AND '%d ms' THEN current_setting('statement_timeout') ELSE '%d' END, true)`,
+		beDurable, ms, ms, ms)
+}
+
+func commit(ctx context.Context, conn *pgx.Conn) error {
+	tag, err := conn.Exec(ctx, `COMMIT`)
+	if err == nil && tag.String() != "COMMIT" {
+		return pgx.ErrTxCommitRollback
+	}
+	return err
 }
 
 // call has the handler handle one event. In a goroutine of its own, since it may end
@@ -190,31 +208,4 @@ func refusedCommit(err error) bool {
 func conflicts(err error) bool {
 	var pg *pgconn.PgError
 	return errors.As(err, &pg) && (pg.Code == "40001" || pg.Code == "40P01")
-}
-
-// in runs s inside a transaction of a handler.
-func (s statement) in(ctx context.Context, tx pgx.Tx) error {
-	if s.scan != nil {
-		return s.scan(tx.QueryRow(ctx, s.sql, s.args...))
-	}
-	tag, err := tx.Exec(ctx, s.sql, s.args...)
-	if err == nil && s.rows != anyRows && tag.RowsAffected() != s.rows {
-		return fmt.Errorf("a statement touched %d rows instead of %d: %.60s", tag.RowsAffected(), s.rows, s.sql)
-	}
-	return err
-}
-
-// linkText is link as one string. Its values are numbers, ids, and a name without
-// anything to escape (relayName).
-func (c *chain) linkText(lastID int64) string {
-	text := func(id uuid.UUID) string { return `'` + id.String() + `'` }
-	values := map[string]string{
-		"$1": `'` + c.who.name + `'`, "$2": fmt.Sprint(c.slots.from), "$3": fmt.Sprint(c.slots.to), "$4": fmt.Sprint(c.pos.n + 1),
-		"$5": text(c.holder), "$6": fmt.Sprint(c.pos.round.n), "$7": fmt.Sprint(lastID), "$8": text(c.pos.holder),
-	}
-	pairs := make([]string, 0, 2*len(values))
-	for k, v := range values {
-		pairs = append(pairs, k, v)
-	}
-	return strings.NewReplacer(pairs...).Replace(c.insertSQL)
 }
