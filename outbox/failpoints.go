@@ -37,5 +37,5 @@ var failpoints = []string{
 // durableFailpoints lists those of durable handlers.
 var durableFailpoints = []string{
 	fpLeaseTaken, fpTakeoverLinked, fpRoundLinked, fpBeforeEffects, fpAfterEffects, fpBeforeSetAside, fpAfterSetAside,
-	fpBeforeRequest, fpAfterRequest, fpBeforeSteer, fpAfterSteer, fpBeforeFinish, fpAfterFinish,
+	fpBeforeComplete, fpAfterComplete, fpBeforeRequest, fpAfterRequest, fpBeforeSteer, fpAfterSteer, fpBeforeFinish, fpAfterFinish,
 }
