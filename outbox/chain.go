@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"time"
 
 	"github.com/google/uuid"
 	"github.com/jackc/pgx/v5"
@@ -111,6 +112,7 @@ func (c *chain) load(ctx context.Context) (found bool, err error) {
 	if p.round.snap, err = parseSnapshot(snap); err != nil {
 		return false, fmt.Errorf("load the position of %s: %w", c.who, err)
 	}
+	p.round.known = time.Now()
 	c.pos = p
 	return true, nil
 }
@@ -222,6 +224,7 @@ func (c *chain) begin(ctx context.Context, seen int64, finished bool, before ...
 		return err
 	}
 	c.isFresh = false
+	next.known = time.Now()
 	c.pos = position{n: next.n, holder: c.holder, round: next}
 	if finished {
 		c.pos.lastID = next.upper

@@ -42,7 +42,8 @@
 // it is whole), snapshot.go, chain.go (who can move the position: the steps of a
 // round, as links).
 //
-// To the broker: reader.go and row.go (a round's rows, in windows of ids), item.go
+// To the broker: reader.go and row.go (a round's rows, in windows of ids), sharedread.go
+// (read once for all relays of a process that are behind), item.go
 // (an event in memory and its states), window.go (what a crash may publish twice), pace.go (a limited rate),
 // lane.go and keyqueue.go (order per key), sender.go, publisher.go, message.go (the
 // call, and what a publisher promises), outcome.go (results become states), health.go

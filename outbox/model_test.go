@@ -85,6 +85,9 @@ func newModel(f *fixture, which testkit.Server, r *rand.Rand) *model {
 	m := &model{f: f, r: r, owner: map[string]*modelTx{}, versions: map[string]int{}, pending: map[uuid.UUID]arrival{}, done: map[uuid.UUID]arrival{}}
 	m.relay = f.stepped("model", func(cfg *RelayConfig) { cfg.Window = modelWindow })
 	m.relay.width = func() int64 { return 1 + r.Int64N(12) }
+	if r.IntN(2) == 0 {
+		m.relay.sharing(1 + r.Int64N(9))
+	}
 	for range 6 {
 		m.idle = append(m.idle, f.session(which))
 	}

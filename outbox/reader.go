@@ -22,11 +22,12 @@ const (
 
 // reader reads a round's rows in order and ahead of the publisher.
 type reader struct {
-	db    *database
-	slots slotRange
-	rows  *rowReader
-	width int64 // ids of the next window
-	found int   // rows of the last one: about as many will come again
+	db     *database
+	slots  slotRange
+	rows   *rowReader
+	shared *sharedRead // nil: nobody to share with
+	width  int64       // ids of the next window
+	found  int         // rows of the last one: about as many will come again
 
 	skipBelow   int64    // ids below are left out
 	like, like2 []string // nil, or what event types are like
@@ -127,6 +128,23 @@ func (rd *reader) lateIDs(ctx context.Context, xids []uint64, above, upTo int64)
 
 func (rd *reader) readRest(ctx context.Context, r *round, lo int64, out chan<- *chunk) error {
 	for lo < r.upper {
+		if rd.shares(r, lo) {
+			c, hi, err := rd.readShared(ctx, r, lo)
+			if err != nil {
+				return fmt.Errorf("read events from %d of round %d: %w", lo+1, r.n, err)
+			}
+			if hi > lo {
+				lo = hi
+				if len(c.items) > 0 {
+					if err := send(ctx, out, c); err != nil {
+						return err
+					}
+				} else if lo, err = rd.jump(ctx, lo, r.upper); err != nil {
+					return fmt.Errorf("read events %d to %d of round %d: %w", lo+1, r.upper, r.n, err)
+				}
+				continue
+			}
+		}
 		hi := min(lo+rd.width, r.upper)
 		c, last, err := rd.fetch(ctx, r, rd.restSQL, lo, hi, rd.slots.from, rd.slots.to, rd.like, rd.like2)
 		if err != nil {
@@ -147,6 +165,12 @@ func (rd *reader) readRest(ctx context.Context, r *round, lo int64, out chan<- *
 		}
 	}
 	return nil
+}
+
+// shares: there is more than a block to read, all of it wanted, and others in this
+// process may want it too.
+func (rd *reader) shares(r *round, lo int64) bool {
+	return rd.shared != nil && r.upper-lo >= rd.shared.size && rd.like == nil && rd.like2 == nil && rd.slots == allSlots && !rd.shared.alone()
 }
 
 // jump goes over a gap: to just below the next row above lo.

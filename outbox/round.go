@@ -1,6 +1,10 @@
 package outbox
 
-import "github.com/google/uuid"
+import (
+	"time"
+
+	"github.com/google/uuid"
+)
 
 // round is the set of rows that are visible in one snapshot and were not in the
 // one before: late ones, of transactions that ran then and have finished, and
@@ -19,6 +23,8 @@ type round struct {
 	snap   snapshot // T
 	seenID int64    // L': the next round's prevID
 	upper  int64    // U: no row of the round lies above
+
+	known time.Time // a moment of this process after T was taken
 }
 
 // firstRound stands for everything before the log's first row: finished, and with

@@ -160,7 +160,7 @@ func (s *seat) done(r *request, outcome string) statement {
 // snapshot does not see is left to the next round, as ever.
 func (c *chain) rewind(ctx context.Context, id int64, with ...statement) error {
 	p := c.pos
-	next := round{n: p.n + 1, prev: emptySnapshot, prevID: id - 1, snap: p.round.snap, seenID: p.round.seenID, upper: p.round.upper}
+	next := round{n: p.n + 1, prev: emptySnapshot, prevID: id - 1, snap: p.round.snap, seenID: p.round.seenID, upper: p.round.upper, known: time.Now()}
 	link := statement{sql: c.rewindSQL, rows: 1,
 		args: []any{c.who.name, c.slots.from, c.slots.to, next.n, c.holder.String(), next.prevID, next.snap.text, p.holder.String(), next.seenID, next.upper}}
 	if err := c.write(ctx, true, append(with, link)...); err != nil {

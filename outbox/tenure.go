@@ -83,6 +83,9 @@ func (t *tenure) run(ctx, hard context.Context) error {
 	for _, it := range t.parked { // they stand in their lanes again as the former holder left them
 		t.laneOf(it.Key).add(it)
 	}
+	shared, leave := joinSharedRead(t.source)
+	defer leave()
+	t.reader.shared = shared
 	lanesCtx, stopLanes := context.WithCancel(hard)
 	var running sync.WaitGroup
 	defer func() {
