@@ -20,6 +20,7 @@ import (
 type stepped struct {
 	f         *fixture
 	shift     *relayWork
+	shared    *sharedRead
 	t         *tenure
 	delivered []*item      // in order, repeats included
 	width     func() int64 // of the reader's first window in a round; nil: as it is
@@ -47,6 +48,12 @@ func (f *fixture) stepped(name string, tune ...func(*RelayConfig)) *stepped {
 
 func (f *fixture) database() *database {
 	return &database{pool: f.pool, schema: f.schema, timeout: 20 * time.Second}
+}
+
+// sharing has it read as if another relay of the process read the log, too.
+func (s *stepped) sharing(ids int64) {
+	s.shared = &sharedRead{users: 2, size: ids, blocks: map[int64]*block{}}
+	s.t.reader.shared = s.shared
 }
 
 // newHolder is another process that takes over: it knows what is stored.
@@ -91,6 +98,7 @@ func (s *stepped) takeOver() {
 	if err := s.t.takeOver(ctx, s.t.cfg.StartAt, false); err != nil {
 		s.f.t.Fatal(err)
 	}
+	s.t.reader.shared = s.shared
 	s.t.seed = maphash.MakeSeed()
 	s.t.health = newHealth(s.t.log, func() {})
 	s.t.lanes = []*lane{newLane(s.t)}
