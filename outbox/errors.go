@@ -14,8 +14,8 @@ var (
 	ErrInvalidConfig = errors.New("invalid config")
 	// ErrNoTransaction is returned by Append without a live transaction.
 	ErrNoTransaction = errors.New("no transaction")
-	// ErrAlreadyRunning is returned by a second Run of one Relay value.
-	ErrAlreadyRunning = errors.New("the relay is already running")
+	// ErrAlreadyRunning is returned by a second Run of one Relay, Durable or bus.
+	ErrAlreadyRunning = errors.New("it is already running")
 	// ErrReadReplica is returned when the database is a standby.
 	ErrReadReplica = errors.New("the database is a read replica")
 	// ErrOtherCluster is returned when the log was written in another cluster:
