@@ -29,7 +29,7 @@ func (t *tenure) toPark(items []*item, bytes int, ended, handover bool) (chosen 
 	}
 	crammed := t.window.crammed()
 	full := crammed || handover || len(items) >= t.cfg.Window/2 || bytes >= t.cfg.WindowBytes/2
-	if !full && !ended || !handover && t.crowded() {
+	if !full && !ended || !handover && t.crowded(nil) {
 		return nil, 0
 	}
 	i := t.settled

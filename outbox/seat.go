@@ -93,13 +93,14 @@ func (c *caps) remove(items ...*item) {
 	}
 }
 
-// crowded: nothing more may be put aside.
-func (s *seat) crowded() bool {
-	c := &s.aside
+// crowded: nothing more may be put aside, once chosen is.
+func (s *seat) crowded(chosen []*item) bool {
+	c := s.aside
+	c.add(chosen...)
 	full := c.events >= c.maxEvents || c.bytes >= c.maxBytes
 	if full && !c.told {
 		s.log.Warn("as many events are put aside as may be: no further one is, and those behind a failing one wait in the log", "parked", c.events, "max_parked", c.maxEvents, "bytes", c.bytes, "max_bytes", c.maxBytes)
 	}
-	c.told = full
+	s.aside.told = full
 	return full
 }

@@ -39,7 +39,7 @@ func (t *duty) handleAhead(hard, work context.Context, now time.Time, adm admiss
 			continue
 		}
 		if q := t.keys[keyOf(it)]; q != nil && q.items[0].LogID < it.LogID {
-			if t.crowded() {
+			if t.crowded(waiting) {
 				break
 			}
 			waiting = append(waiting, it)
@@ -95,10 +95,10 @@ func (t *duty) tried(work context.Context, lastID int64, items []*item, payloads
 // again in its time. In an outage it stays where it is, and counts nothing.
 func (t *duty) failed(hard context.Context, lastID int64, n int, it *item, cause error, waiting []*item, aside []statement, probe bool) error {
 	now := time.Now()
-	if !t.health.report(now, probe, 0, []laneKey{keyOf(it)}, errors.Is(cause, ErrUnavailable)) {
+	if !t.counts(now, probe, it, cause) {
 		return nil
 	}
-	if t.crowded() {
+	if t.crowded(nil) {
 		t.laterThan = now.Add(time.Second)
 		return nil
 	}
@@ -149,7 +149,7 @@ func (t *duty) again(hard, work context.Context, q *keyQueue) error {
 		return err
 	}
 	now := time.Now()
-	if !t.health.report(now, probe, 0, []laneKey{keyOf(it)}, errors.Is(err, ErrUnavailable)) {
+	if !t.counts(now, probe, it, err) {
 		q.due = now.Add(t.cfg.Retry.Initial)
 		t.settleQueue(q)
 		return nil
@@ -171,6 +171,17 @@ func (t *duty) again(hard, work context.Context, q *keyQueue) error {
 	}
 	t.tellFailure(it, after)
 	return nil
+}
+
+// counts tells whether a failure is one of the event, or of all in an outage. A
+// handler that gives its verdict on an event works, however many it refuses.
+func (t *duty) counts(now time.Time, probe bool, it *item, cause error) bool {
+	unavailable := errors.Is(cause, ErrUnavailable)
+	if !unavailable && (errors.Is(cause, ErrPermanent) || errors.Is(cause, ErrNotYet)) {
+		t.health.report(now, probe, 0, nil, false)
+		return true
+	}
+	return t.health.report(now, probe, 0, []laneKey{keyOf(it)}, unavailable)
 }
 
 // judge counts an attempt, and says after how long the next one follows.
