@@ -32,7 +32,7 @@ type duty struct {
 	ended       bool    // all of the round is read
 	skip        map[int64]struct{}
 	soloUpTo    int64     // one by one up to here: a batch with these has failed
-	full        bool      // the caps on parked events are reached, and it was said
+	logsTurn    bool      // before another try of one put aside
 	laterThan   time.Time // nothing is taken from the log before
 }
 
@@ -153,14 +153,18 @@ func (t *duty) step(hard, work context.Context) (acted bool, wait time.Duration,
 	return acted, min(wait, more), err
 }
 
-// next handles what is due: an event that was put aside, or the next ones of the log.
+// next handles what is due: an event that was put aside, or the next ones of the
+// log. If both can go on they take turns: a long queue that is freed, or one that
+// fails slowly, does not hold up other keys, nor does a log that cannot go on keep
+// those put aside from being tried.
 func (t *duty) next(hard, work context.Context, now time.Time, adm admission) (acted bool, wait time.Duration, err error) {
 	wait = idle
+	var due *keyQueue
 	if len(t.due) > 0 {
 		if in := t.due[0].due.Sub(now); in > 0 {
 			wait = in
-		} else if !adm.fresh || len(t.ahead) == 0 {
-			return true, 0, t.again(hard, work, t.due[0])
+		} else {
+			due = t.due[0]
 		}
 	}
 	if len(t.ahead) == 0 && !t.ended && t.active {
@@ -170,19 +174,34 @@ func (t *duty) next(hard, work context.Context, now time.Time, adm admission) (a
 		default:
 		}
 	}
+	if due == nil || t.logsTurn {
+		t.logsTurn = false
+		acted, more, err := t.goOn(hard, work, now, adm)
+		if acted || err != nil || due == nil {
+			return acted, min(wait, more), err
+		}
+	}
+	t.logsTurn = true
+	return true, 0, t.again(hard, work, due)
+}
+
+// goOn handles the next events of the log, or ends the round.
+func (t *duty) goOn(hard, work context.Context, now time.Time, adm admission) (acted bool, wait time.Duration, err error) {
 	switch {
-	case now.Before(t.laterThan):
-		return false, min(wait, t.laterThan.Sub(now)), nil
+	case len(t.ahead) > 0 && now.Before(t.laterThan):
+		return false, t.laterThan.Sub(now), nil
 	case len(t.ahead) > 0:
-		acted, more, err := t.handleAhead(hard, work, now, adm)
-		return acted, min(wait, more), err
+		return t.handleAhead(hard, work, now, adm)
 	case t.ended && t.active:
 		if err := <-t.readErrC; err != nil {
 			return false, 0, fmt.Errorf("%s: %w", t.who, explain(t.db.schema, err))
 		}
+		if adm.probe {
+			t.health.unused() // it takes no event to end a round
+		}
 		return true, 0, t.finishRound(hard)
 	}
-	return false, wait, nil
+	return false, idle, nil
 }
 
 // poll looks for what is new and for what is asked.
