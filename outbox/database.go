@@ -2,6 +2,7 @@ package outbox
 
 import (
 	"context"
+	"errors"
 	"fmt"
 	"strings"
 	"time"
@@ -121,9 +122,13 @@ func (d *database) write(ctx context.Context, durable bool, statements ...statem
 // by its estimate, more than jit_above_cost.
 const planPlainly = `SELECT set_config('jit', 'off', true), set_config('max_parallel_workers_per_gather', '0', true)`
 
+// errAbandon is what a reader of rows returns when it wants no more of very many.
+var errAbandon = errors.New("no more of these rows")
+
 // read runs one query over the log, sent in one go with a transaction around it.
 // each is called per row and says whether it wants another; rows are valid until
-// it returns.
+// it returns. Those that it does not want are received all the same, unless it
+// returns errAbandon, which costs a connection.
 func (d *database) read(ctx context.Context, sql string, args []any, each func(pgx.Rows) (more bool, err error)) error {
 	if err := d.enter(ctx); err != nil {
 		return err
@@ -149,7 +154,11 @@ func (d *database) read(ctx context.Context, sql string, args []any, each func(p
 	}
 	defer rows.Close()
 	for more := true; more && rows.Next(); {
-		if more, err = each(rows); err != nil {
+		if more, err = each(rows); err == errAbandon {
+			cancel() // which closes the connection: what is still to come is not worth reading
+			rows.Close()
+			return nil
+		} else if err != nil {
 			return err
 		}
 	}

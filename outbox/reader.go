@@ -6,6 +6,7 @@ import (
 	"fmt"
 	"slices"
 	"strconv"
+	"time"
 
 	"github.com/jackc/pgx/v5"
 
@@ -13,11 +14,23 @@ import (
 )
 
 const (
-	// chunkRows and chunkBytes bound what one query brings into memory. What a
-	// first query brings too much is dropped, and the next asks for less.
-	chunkRows  = 4000
-	chunkBytes = 4 << 20
-	firstRows  = 250
+	// chunkRows and chunkBytes bound what goes on in one piece.
+	chunkRows  = 1000
+	chunkBytes = 512 << 10
+	// queryRows and queryBytes bound what one query reads, so that it is over soon and
+	// its snapshot with it.
+	queryRows  = 64_000
+	queryBytes = 32 << 20
+	// firstRows is where a reader begins, and what it comes back to when nobody takes
+	// what it reads.
+	firstRows = 250
+	// lateBytes bounds what is read of late rows at once.
+	lateBytes = 4 << 20
+	// worthReading is how many bytes of rows that are not wanted are received all the
+	// same, because a new connection costs more.
+	worthReading = 4 << 20
+	// patience is how long a query waits for somebody to take what it has read.
+	patience = 50 * time.Millisecond
 )
 
 // reader reads a round's rows in order and ahead of the publisher.
@@ -68,14 +81,6 @@ func (rd *reader) narrow(skipBelow int64, patterns, more []string) {
 	}
 }
 
-// widest is the widest window of ids: wider where few of its rows are wanted.
-func (rd *reader) widest() int64 {
-	if rd.like != nil || rd.like2 != nil {
-		return 16 * chunkRows
-	}
-	return chunkRows
-}
-
 // read sends the rows of r above lastID to out, in order. It returns when all are
 // sent or ctx is done.
 func (rd *reader) read(ctx context.Context, r *round, lastID int64, out chan<- *chunk) error {
@@ -97,14 +102,15 @@ func (rd *reader) readLate(ctx context.Context, r *round, lastID int64, out chan
 		return fmt.Errorf("read the late events of round %d: %w", r.n, err)
 	}
 	slices.Sort(ids)
+	n := firstRows
 	for len(ids) > 0 {
-		n := min(len(ids), int(min(rd.width, 1000)))
-		c, last, err := rd.fetch(ctx, nil, rd.someSQL, ids[:n], rd.slots.from, rd.slots.to, rd.like, rd.like2)
-		if err != nil {
+		n = min(n, len(ids))
+		c, whole, err := rd.fetchLate(ctx, ids[:n])
+		switch {
+		case err != nil:
 			return fmt.Errorf("read the late events of round %d: %w", r.n, err)
-		}
-		// Rows come in any order, so a chunk that was cut short counts for nothing.
-		if last >= 0 && n > 1 {
+		case !whole: // a chunk that was cut short counts for nothing, since rows come in any order
+			n = max(1, n/4)
 			continue
 		}
 		ids = ids[n:]
@@ -112,6 +118,7 @@ func (rd *reader) readLate(ctx context.Context, r *round, lastID int64, out chan
 		if err := send(ctx, out, c); err != nil {
 			return err
 		}
+		n = min(2*n, chunkRows)
 	}
 	return nil
 }
@@ -146,25 +153,106 @@ func (rd *reader) readRest(ctx context.Context, r *round, lo int64, out chan<- *
 			}
 		}
 		hi := min(lo+rd.width, r.upper)
-		c, last, err := rd.fetch(ctx, r, rd.restSQL, lo, hi, rd.slots.from, rd.slots.to, rd.like, rd.like2)
+		reached, found, err := rd.stream(ctx, r, lo, hi, out)
 		if err != nil {
 			return fmt.Errorf("read events %d to %d of round %d: %w", lo+1, hi, r.n, err)
 		}
-		if last >= 0 {
-			hi = last
-		}
-		lo = hi
-		if len(c.items) > 0 {
-			if err := send(ctx, out, c); err != nil {
-				return err
-			}
-		} else if lo < r.upper {
+		if lo = reached; found == 0 && lo < r.upper {
 			if lo, err = rd.jump(ctx, lo, r.upper); err != nil {
 				return fmt.Errorf("read events %d to %d of round %d: %w", lo+1, r.upper, r.n, err)
 			}
 		}
 	}
 	return nil
+}
+
+// stream reads the ids above lo up to hi by one query, and sends the round's rows
+// among them on while it goes. It says how far it got: not up to hi if nobody took what
+// it read, or if that was too much.
+func (rd *reader) stream(ctx context.Context, r *round, lo, hi int64, out chan<- *chunk) (reached int64, found int, err error) {
+	var slab []item
+	var pending *chunk // that nobody has taken yet
+	bytes, total, seen := 0, 0, int64(0)
+	reached = hi
+	late := time.Now().Add(rd.db.timeout / 4)
+	err = rd.db.read(ctx, rd.restSQL, []any{lo, hi, rd.slots.from, rd.slots.to, rd.like, rd.like2}, func(rows pgx.Rows) (bool, error) {
+		if slab == nil {
+			slab = make([]item, 0, min(chunkRows, max(16, rd.found+rd.found/4)))
+		}
+		slab = append(slab, item{})
+		it := &slab[len(slab)-1]
+		xid, err := rd.rows.read(rows, it)
+		if err != nil {
+			return false, err
+		}
+		id := it.LogID
+		seen++
+		total += it.bytes
+		if r.has(xid) {
+			found++
+			bytes += it.bytes
+		} else {
+			slab = slab[:len(slab)-1]
+		}
+		full := len(slab) == chunkRows || bytes >= chunkBytes
+		if full {
+			c := newChunk(slab)
+			slab, bytes = nil, 0
+			switch {
+			case !offer(ctx, out, c):
+				pending, reached = c, id
+			case time.Now().After(late):
+				reached = id
+			}
+		}
+		if total >= queryBytes {
+			reached = id
+		}
+		if reached == hi {
+			return true, nil
+		}
+		if left := (hi - id) * int64(total) / seen; left > worthReading {
+			return false, errAbandon
+		}
+		return false, nil
+	})
+	if err != nil {
+		return lo, 0, err
+	}
+	rd.found = min(found, chunkRows)
+	if pending == nil && len(slab) > 0 {
+		pending = newChunk(slab)
+	}
+	switch {
+	case reached < hi && total < queryBytes: // nobody takes it
+		rd.width = max(firstRows, rd.width/4)
+	case reached < hi || total >= queryBytes/4:
+		rd.width = max(1, rd.width/2)
+	case rd.width < queryRows:
+		rd.width = min(2*rd.width, queryRows)
+	}
+	if pending != nil {
+		return reached, found, send(ctx, out, pending)
+	}
+	return reached, found, nil
+}
+
+// offer sends c, unless nobody takes it soon.
+func offer(ctx context.Context, out chan<- *chunk, c *chunk) bool {
+	select {
+	case out <- c:
+		return true
+	default:
+	}
+	soon := time.NewTimer(patience)
+	defer soon.Stop()
+	select {
+	case out <- c:
+		return true
+	case <-ctx.Done():
+	case <-soon.C:
+	}
+	return false
 }
 
 // shares: there is more than a block to read, all of it wanted, and others in this
@@ -188,39 +276,24 @@ func (rd *reader) jump(ctx context.Context, lo, upper int64) (int64, error) {
 	}
 }
 
-// fetch runs one query and keeps the rows that belong to r (nil: all). When they
-// were too many bytes at once, it gives the last id it has read, else -1.
-func (rd *reader) fetch(ctx context.Context, r *round, sql string, args ...any) (*chunk, int64, error) {
-	slab := make([]item, 0, min(int(rd.width), rd.found+rd.found/4+16))
-	bytes, cut := 0, int64(-1)
-	err := rd.db.read(ctx, sql, args, func(rows pgx.Rows) (bool, error) {
+// fetchLate reads rows by id, in any order. whole is false if they were too many bytes
+// to be read at once.
+func (rd *reader) fetchLate(ctx context.Context, ids []int64) (c *chunk, whole bool, err error) {
+	slab := make([]item, 0, len(ids))
+	bytes := 0
+	err = rd.db.read(ctx, rd.someSQL, []any{ids, rd.slots.from, rd.slots.to, rd.like, rd.like2}, func(rows pgx.Rows) (bool, error) {
 		slab = append(slab, item{})
 		it := &slab[len(slab)-1]
-		xid, err := rd.rows.read(rows, it)
-		if err != nil {
+		if _, err := rd.rows.read(rows, it); err != nil {
 			return false, err
 		}
-		if bytes += it.bytes; bytes >= chunkBytes {
-			cut = it.LogID
+		bytes += it.bytes
+		if bytes >= lateBytes && len(ids) > 1 {
+			return false, errAbandon
 		}
-		if r != nil && !r.has(xid) {
-			slab = slab[:len(slab)-1]
-		}
-		return cut < 0, nil
+		return true, nil
 	})
-	if err != nil {
-		return nil, -1, err
-	}
-	rd.found = len(slab)
-	switch {
-	case cut >= 0:
-		rd.width = max(1, rd.width/2)
-	case bytes < chunkBytes/4:
-		if most := rd.widest(); rd.width < most {
-			rd.width, rd.found = min(2*rd.width, most), 2*rd.found
-		}
-	}
-	return newChunk(slab), cut, nil
+	return newChunk(slab), bytes < lateBytes || len(ids) == 1, err
 }
 
 func send(ctx context.Context, out chan<- *chunk, c *chunk) error {

@@ -17,6 +17,9 @@ import (
 // the log's end, and reads for itself.
 const blockIDs = 2000
 
+// blockBytes bounds the payloads of a block: it then ends before its last id.
+const blockBytes = 4 << 20
+
 // sharedBytes bounds the payloads of the blocks of one log that are kept: those
 // that the relays behind have still to come to.
 const sharedBytes = 16 << 20
@@ -164,9 +167,9 @@ func (rd *reader) readBlock(ctx context.Context, r *round, b *block) error {
 			return false, err
 		}
 		b.rows = append(b.rows, sharedRow{xid: xid, Message: it.Message, slot: it.slot, bytes: it.bytes})
-		if b.bytes += it.bytes; b.bytes >= chunkBytes {
+		if b.bytes += it.bytes; b.bytes >= blockBytes {
 			b.upTo = it.LogID
 		}
-		return b.bytes < chunkBytes, nil
+		return b.bytes < blockBytes, nil
 	})
 }
