@@ -179,7 +179,8 @@
 //     begins or is rewound meanwhile; a rewind to what may be gone is refused
 //     (TestRetentionAgainstModel, TestRetentionWaitsForLateCommits,
 //     TestRetentionWaitsForTheSlowestPosition, TestRetentionKeepsWhatIsYoung,
-//     TestRetentionKeepsWhatIsLateAndYoung, TestRetentionWaitsForANewRelay, TestRetentionWithoutReaders,
+//     TestRetentionKeepsWhatIsLateAndYoung, TestRetentionWaitsForANewRelay, TestRetentionWaitsForABrokenPosition,
+//     TestRetentionWithoutReaders,
 //     TestRetentionTakesTurnsWithPositions, TestRetentionStoresItsFloor). It forgets none
 //     that may leave, though it is killed (TestRetentionIsKilled,
 //     TestRetentionOutlivesACrashOfTheServer, TestRetentionPassesGaps). A position is

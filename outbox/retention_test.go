@@ -178,9 +178,31 @@ func TestRetentionKeepsWhatIsLateAndYoung(t *testing.T) {
 	f.retain(3)
 	f.commit(late)
 	s.rest()
-	f.retain(0)
+	// Discarded long ago: a rewind that comes to the event must find it so.
+	f.exec(`INSERT INTO ` + f.table("parked") + ` (relay, log_id, slot, state, changed_at, xid, schema_version, event_id, topic, event_type, partition_key, content_type, payload)
+		VALUES ('other', 1, 0, 'discarded', '2001-01-01', '1', 1, gen_random_uuid(), 't', 't', 'k', 'c', '')`)
+	if r := f.retain(0); r.Discarded != 0 {
+		t.Error("the log has an event still, and nobody knows any more that it was discarded")
+	}
 	f.exec(`UPDATE ` + f.table("outbox") + ` SET at = at - interval '8 days'`)
-	f.retain(1)
+	if r := f.retain(1); r.Discarded != 1 {
+		t.Error("the log has lost an event, and it is still noted as discarded")
+	}
+}
+
+// A position that does not say what it has seen counts as one that has seen nothing.
+func TestRetentionWaitsForABrokenPosition(t *testing.T) {
+	t.Parallel()
+	f := setUp(t, testkit.PG15)
+	f.old()
+	s, broken := f.stepped("test"), f.stepped("broken")
+	f.add("k", 1, 3)
+	s.rest()
+	broken.rest()
+	f.exec(`UPDATE ` + f.table("relay_link") + ` SET round = round - 1000 WHERE relay = 'broken'`)
+	f.retain(0)
+	f.exec(`UPDATE ` + f.table("relay_link") + ` SET round = round + 1000 WHERE relay = 'broken'`)
+	f.retain(3)
 }
 
 // Whoever may yet begin would miss what left before.
