@@ -11,7 +11,10 @@ func All() []harness.Comparison {
 		drainRedis,
 		appendBatch,
 		appendTx,
+		wake,
+		longTx,
 		dispatch,
+		memory,
 	}
 }
 

@@ -18,7 +18,7 @@ var drainNull = harness.Comparison{
 }
 
 func runDrainNull(ctx context.Context, e *harness.Env) (*harness.Report, error) {
-	rows := harness.Pick(e, 500_000, 150_000)
+	rows := harness.Pick(e, 500_000, 120_000)
 	if err := e.Migrate(ctx); err != nil {
 		return nil, err
 	}
@@ -34,12 +34,12 @@ func runDrainNull(ctx context.Context, e *harness.Env) (*harness.Report, error) 
 		Limit: harness.Runner{Name: "stream", Run: func(ctx context.Context, rows int) (float64, error) {
 			return limit.Stream(ctx, e.Pool, e.Table("outbox"), rows)
 		}},
-		Peers: []harness.Runner{peer.Forwarder(e), peer.SkipLockedUpdate(e), peer.SkipLockedDelete(e)},
+		Peers: []harness.Runner{peer.Forwarder(e), peer.ForwarderTuned(e), peer.SkipLockedUpdate(e), peer.SkipLockedUpdate2(e), peer.SkipLockedDelete(e)},
 	}.Run(ctx, e)
 	if err != nil {
 		return nil, err
 	}
-	level, err := drainLevel(ctx, e, rows, harness.Pick(e, 2_000_000, 300_000), harness.Pick(e, 100_000, 50_000))
+	level, err := drainLevel(ctx, e, rows, harness.Pick(e, 2_000_000, 240_000), harness.Pick(e, 100_000, 40_000))
 	if err != nil {
 		return nil, err
 	}
@@ -52,7 +52,7 @@ func runDrainNull(ctx context.Context, e *harness.Env) (*harness.Report, error) 
 			{Figure: "level", Value: harness.Median(level), Spread: harness.SpreadOf(level), Least: 0.9},
 		},
 		Notes: []string{
-			"limit: one streaming SELECT of the same rows. level: rate of the last part of one long drain to that of its first.",
+			"limit: one streaming SELECT of the same rows. forwarder: with its defaults, batches of 100; forwarder_1000: with batches of 1,000. skip_*: hand-written, batches of 1,000, one worker, which keeps the order; skip_update_2: two workers, which do not. level: rate of the last part of one long drain to that of its first.",
 		},
 	}, nil
 }

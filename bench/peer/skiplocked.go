@@ -17,8 +17,8 @@ import (
 
 // skipLocked is the outbox that people write by hand: a table of events, and workers
 // that take the oldest ones with FOR UPDATE SKIP LOCKED, publish them, and mark or
-// delete them in the same transaction. Several workers share the table, at the price of
-// the order, which this outbox does not keep.
+// delete them in the same transaction. Several workers can share the table, at the price
+// of the order.
 type skipLocked struct {
 	e       *harness.Env
 	table   string

@@ -2,10 +2,10 @@ package peer
 
 import "github.com/postbus/postbus/bench/harness"
 
-// SkipLockedDelete deletes what is sent.
+// SkipLockedDelete deletes what is sent. One worker keeps the order, as ours does.
 func SkipLockedDelete(e *harness.Env) harness.Runner {
 	s := skipLocked{
-		e: e, table: "outbox_by_delete", workers: 2, batch: 1000,
+		e: e, table: "outbox_by_delete", workers: 1, batch: 1000,
 		create: `CREATE TABLE ` + e.Table("outbox_by_delete") + ` (
 			id            bigint GENERATED ALWAYS AS IDENTITY PRIMARY KEY,
 			created_at    timestamptz NOT NULL DEFAULT now(),
