@@ -255,7 +255,9 @@ func TestRetentionOutlivesACrashOfTheServer(t *testing.T) {
 		f.retain(20)
 		server.CrashImmediate()
 		server.Start()
-		f.pool.Reset()
+		for _, pool := range []*pgxpool.Pool{f.pool, f.as(testkit.App), f.as(testkit.Relay)} {
+			pool.Reset()
+		}
 		floor, err := f.database().floor(t.Context())
 		if err != nil {
 			t.Fatal(err)
@@ -266,9 +268,7 @@ func TestRetentionOutlivesACrashOfTheServer(t *testing.T) {
 		s.mayRepeat = nil
 		s.newHolder()
 		s.rest()
-		r := f.retention()
-		r.db.pool.Reset()
-		r.mustOnce(t)
+		f.retention().mustOnce(t)
 		if n := f.logged(); n != 0 {
 			t.Errorf("%d events are left", n)
 		}

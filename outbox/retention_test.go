@@ -26,7 +26,7 @@ func (f *fixture) retention(tune ...func(*RetentionConfig)) *Retention {
 	for _, t := range tune {
 		t(&cfg)
 	}
-	r, err := NewRetention(f.pool, cfg)
+	r, err := NewRetention(f.as(testkit.Relay), cfg)
 	if err != nil {
 		f.t.Fatal(err)
 	}
