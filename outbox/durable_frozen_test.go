@@ -74,7 +74,7 @@ func TestLostReplyOfADurableHandlersCommit(t *testing.T) {
 				var effects, links, lost, cut atomic.Int64
 				proxy.OnClientBytes(func(b []byte) testkit.Action {
 					switch {
-					case bytes.HasPrefix(b, []byte("Q\x00\x00\x00\x0bcommit")): // of a handler's transaction
+					case bytes.HasPrefix(b, []byte("Q\x00\x00\x00\x0bCOMMIT")): // of a handler's transaction
 						switch effects.Add(1) % 14 {
 						case 4:
 							lost.Add(1)
@@ -83,7 +83,7 @@ func TestLostReplyOfADurableHandlersCommit(t *testing.T) {
 							cut.Add(1)
 							return testkit.Cut
 						}
-					case bytes.Contains(b, []byte("COMMIT")) && links.Add(1)%40 == 17:
+					case bytes.Contains(b, []byte("COMMIT")) && links.Add(1)%100 == 17:
 						return testkit.LoseReply
 					}
 					return testkit.Forward
@@ -102,7 +102,7 @@ func TestLostReplyOfADurableHandlersCommit(t *testing.T) {
 				f.run("durable handler", d.Run)
 				tr.finished(e, keys, 4, BlockKey)
 				n := 4
-				for lost.Load() < 3 || cut.Load() < 3 {
+				for lost.Load() < 2 || cut.Load() < 2 {
 					n++
 					f.backlogFrom(n, 1, keys...)
 					tr.finished(e, keys, n, BlockKey)
