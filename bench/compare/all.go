@@ -15,6 +15,8 @@ func All() []harness.Comparison {
 		longTx,
 		dispatch,
 		memory,
+		fanout,
+		durable,
 	}
 }
 
