@@ -41,7 +41,7 @@ func (d *database) readControl(ctx context.Context, who owner) (c control, found
 	case c.kind != who.kind:
 		return c, true, fmt.Errorf("%w: the name %q is that of a %s since its first Run: give this %s another name, or drop the other with Desk.Drop", ErrNameTaken, who.name, owner{kind: c.kind, name: who.name}, who.kind)
 	case c.lostAt != nil:
-		return c, true, fmt.Errorf("%w: retention has removed events that %s had not read, since nobody had moved its position by %s: drop it with Desk.Drop and let it begin anew, or skip what is gone with Desk.Resurrect", ErrPositionLost, who, c.lostAt.UTC().Format(time.RFC3339))
+		return c, true, fmt.Errorf("%w: retention has removed events that %s had not read, since nobody had moved its position by %s: drop it with Desk.Drop and run it again, so that it begins anew where its config says", ErrPositionLost, who, c.lostAt.UTC().Format(time.RFC3339))
 	}
 	return c, true, nil
 }

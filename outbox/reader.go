@@ -3,6 +3,7 @@ package outbox
 import (
 	"cmp"
 	"context"
+	"errors"
 	"fmt"
 	"slices"
 	"strconv"
@@ -261,19 +262,30 @@ func (rd *reader) shares(r *round, lo int64) bool {
 	return rd.shared != nil && r.upper-lo >= rd.shared.size && rd.like == nil && rd.like2 == nil && rd.slots == allSlots && !rd.shared.alone()
 }
 
-// jump goes over a gap: to just below the next row above lo.
+// jump goes over a gap: to just below the next row above lo. It looks at a bounded
+// number of ids at a time, since the gap may be full of dead entries: rows that
+// retention has taken and no vacuum has cleared away yet, a tenth of a second per million.
 func (rd *reader) jump(ctx context.Context, lo, upper int64) (int64, error) {
+	const most = 16 << 20
+	for step := int64(1 << 20); lo < upper; step = min(4*step, most) {
+		hi := min(lo+step, upper)
+		next, found, err := rd.nextID(ctx, lo, hi)
+		if err != nil || found {
+			return next - 1, err
+		}
+		lo = hi
+	}
+	return upper, nil
+}
+
+func (rd *reader) nextID(ctx context.Context, lo, hi int64) (next int64, found bool, err error) {
 	ctx, cancel := context.WithTimeout(ctx, rd.db.timeout)
 	defer cancel()
-	var next int64
-	switch err := rd.db.pool.QueryRow(ctx, rd.nextSQL, lo, upper).Scan(&next); err {
-	case nil:
-		return next - 1, nil
-	case pgx.ErrNoRows:
-		return upper, nil
-	default:
-		return lo, err
+	err = rd.db.pool.QueryRow(ctx, rd.nextSQL, lo, hi).Scan(&next)
+	if errors.Is(err, pgx.ErrNoRows) {
+		return 0, false, nil
 	}
+	return next, err == nil, err
 }
 
 // fetchLate reads rows by id, in any order. whole is false if they were too many bytes
