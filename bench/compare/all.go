@@ -17,6 +17,8 @@ func All() []harness.Comparison {
 		memory,
 		fanout,
 		durable,
+		oldSnapshot,
+		retention,
 	}
 }
 

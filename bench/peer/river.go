@@ -4,6 +4,7 @@ import (
 	"context"
 	"fmt"
 	"log/slog"
+	"time"
 
 	"github.com/jackc/pgx/v5"
 	"github.com/jackc/pgx/v5/pgxpool"
@@ -38,6 +39,30 @@ func NewRiver(ctx context.Context, e *harness.Env, pool *pgxpool.Pool) (*River, 
 	}
 	client, err := river.NewClient(driver, &river.Config{Schema: e.Schema, Logger: slog.New(slog.DiscardHandler)})
 	return &River{e: e, client: client}, err
+}
+
+// NewWorkingRiver makes a client that also works jobs, and calls done after each.
+func NewWorkingRiver(ctx context.Context, e *harness.Env, pool *pgxpool.Pool, done func()) (*River, error) {
+	if _, err := NewRiver(ctx, e, pool); err != nil { // creates the tables
+		return nil, err
+	}
+	workers := river.NewWorkers()
+	river.AddWorker(workers, river.WorkFunc(func(context.Context, *river.Job[orderJob]) error { done(); return nil }))
+	client, err := river.NewClient(riverpgxv5.New(pool), &river.Config{
+		Schema: e.Schema, Workers: workers, Logger: slog.New(slog.DiscardHandler),
+		Queues: map[string]river.QueueConfig{river.QueueDefault: {MaxWorkers: 100}},
+	})
+	if err != nil {
+		return nil, err
+	}
+	return &River{e: e, client: client}, client.Start(ctx)
+}
+
+// Stop ends the work of a client of NewWorkingRiver.
+func (r *River) Stop(ctx context.Context) error {
+	ctx, cancel := context.WithTimeout(context.WithoutCancel(ctx), 10*time.Second)
+	defer cancel()
+	return r.client.StopAndCancel(ctx)
 }
 
 // Empty truncates the table of jobs.
