@@ -95,8 +95,9 @@ type CheckConfig struct {
 	// under BlockKey keeps its key waiting. Defaults to 0: the first is a problem.
 	// Unlimited: not checked.
 	MaxGivenUp int
-	// MaxParked is how many events may be put aside and not discarded: the relay
-	// keeps account of each in memory. Defaults to 10,000. Unlimited: not checked.
+	// MaxParked is how many events may be put aside and not discarded. Defaults to
+	// 10,000, a tenth of what RelayConfig.MaxParked allows by default: at that, the
+	// relay stops. Unlimited: not checked.
 	MaxParked int
 	// MaxRetrying is how long a parked event may be tried again, while its key waits.
 	// Defaults to 1 hour: longer than the attempts of RetryConfig take, and what is

@@ -50,7 +50,7 @@ func (e *examination) found(kind ProblemKind, format string, args ...any) {
 func (e *examination) examine() {
 	switch {
 	case !e.Lost.IsZero():
-		e.found(ProblemLost, "retention removed events at %s that it had not read (it stood at id %d, the oldest there is now is %d): drop it with Desk.Drop and let it begin anew",
+		e.found(ProblemLost, "retention removed events at %s that it had not read (it stood at id %d, the oldest there is now is %d): if they are needed, stop retention, then drop it with Desk.Drop and let it begin anew",
 			e.Lost.UTC().Format(time.RFC3339), e.Position.ID, e.stats.Log.OldestID)
 		return // nobody can run it, and the rest follows
 	case e.Kind == "" && e.age(e.Requests.Oldest) > e.cfg.MaxRequestAge:
@@ -149,7 +149,7 @@ func (e *examination) parked() {
 			more, several(p.GivenUp.Rows, "event"), e.ago(p.GivenUp.Oldest), several(p.KeysBlocked, "key"))
 	}
 	if c := e.cfg.MaxParked; c != Unlimited && p.Rows() > int64(c) {
-		e.found(ProblemParked, "%s%s put aside (%d retrying, %d waiting, %d given up) of %s, where %d may be: see what they have in common with Desk.Parked, and mend it before the relay runs out of memory",
+		e.found(ProblemParked, "%s%s put aside (%d retrying, %d waiting, %d given up) of %s, where %d may be: see what they have in common with Desk.Parked, and mend it before RelayConfig.MaxParked stops the whole",
 			more, several(p.Rows(), "event"), p.Retrying.Rows, p.Waiting.Rows, p.GivenUp.Rows, several(p.KeysBlocked, "key"), c)
 	}
 	if e.age(p.Retrying.Oldest) > e.cfg.MaxRetrying {

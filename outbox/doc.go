@@ -50,8 +50,8 @@
 // (a bad event, or a broker that is down).
 //
 // Into a handler instead: durable.go and durableconfig.go, durables.go (several, on a
-// pool of their own), duty.go (what a tenure is for a relay: its loop), effect.go and tx.go
-// (the transaction that link and effects share), setaside.go (a handler that fails).
+// pool of their own), duty.go (what a tenure is for a relay: its loop), effect.go, tx.go
+// and txend.go (the transaction that link and effects share), setaside.go (a handler that fails).
 //
 // Published: settle.go (the link that passes it), handover.go (the last ones before a
 // clean stop).
@@ -194,6 +194,18 @@
 //     TestRetentionsBesideEachOther). It
 //     works through PgBouncer (TestRetentionThroughPgBouncer), and on the tables beside the
 //     log (TestRetentionRemovesWhatLiesAside).
+//  21. [ReadStats] finds the oldest event that is committed and not passed, whatever
+//     commits late (TestStatsAgainstEveryRow, TestStatsOfLateEvents,
+//     TestStatsFollowThePosition), by probes of indexes that no statistics turn into a
+//     scan of the log (TestStatsPlansDoNotDependOnStatistics), with SELECT alone
+//     (TestStatsPrivileges), through PgBouncer too (TestStatsInEveryExecMode).
+//  22. [Check] tells of a relay that is alive and publishes nothing
+//     (TestCheckOfARelayThatIsAliveAndPublishesNothing,
+//     TestCheckOfARelayThatStartsOverAndOver, TestCheckOfLateEvents), that nobody runs
+//     (TestCheckOfARelayThatNobodyRuns), is paused or lost (TestCheckOfPauseAndLoss), or
+//     needs a person (TestCheckOfParkedEventsAndRequests); and of none that is as it
+//     should be (TestCheckOfWhatIsHealthy, TestCheckOfARelayThatLeavesTypesOut,
+//     TestCheckLooksTwice).
 //
 // # Not promised
 //

@@ -27,6 +27,7 @@ type Stats struct {
 type LogStats struct {
 	LastID        int64     // the last id handed out; ids of rollbacks count
 	Floor         int64     // retention may have removed rows up to this id
+	RetentionAt   time.Time // when retention last looked; zero: never
 	OldestID      int64     // the lowest id above Floor; 0: there is none
 	OldestAt      time.Time // when that was appended
 	EstimatedRows int64     // by the server's statistics, as old as its last vacuum or analyze; -1: never done

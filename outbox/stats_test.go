@@ -222,6 +222,7 @@ func TestStatsOfSteeringAndParkedEvents(t *testing.T) {
 	f.exec(`INSERT INTO ` + f.table("relay_request") + ` (relay, action, requested_at, done_at) VALUES
 		('b', 'pause', clock_timestamp() - interval '3 hours', clock_timestamp() - interval '2 hours'), ('b', 'resume', clock_timestamp() - interval '1 hour', NULL),
 		('b', 'rate', clock_timestamp(), NULL), ('nobody', 'pause', clock_timestamp(), NULL)`)
+	f.exec(`UPDATE ` + f.table("retention") + ` SET floor = 7, looked_at = clock_timestamp() - interval '1 hour'`)
 	f.parkedRow("a", 1, "retrying", "k1")
 	f.parkedRow("a", 2, "waiting", "k1")
 	f.parkedRow("a", 3, "given_up", "k2")
@@ -231,6 +232,9 @@ func TestStatsOfSteeringAndParkedEvents(t *testing.T) {
 	s := f.stats()
 	if len(s.Relays) != 3 || s.Relays[0].Name != "a" || s.Relays[1].Name != "b" || s.Relays[2].Name != "nobody" {
 		t.Fatalf("relays: %+v", s.Relays)
+	}
+	if l := s.Log; l.Floor != 7 || s.At.Sub(l.RetentionAt).Round(time.Hour) != time.Hour {
+		t.Errorf("retention: %+v", l)
 	}
 	a, b, nobody := s.Relays[0], s.Relays[1], s.Relays[2]
 	if a.Kind != "relay" || a.Paused || a.Rate != 0 || a.Types != nil || !a.Lost.IsZero() || !a.Lease.Held || a.Lease.Holder.String()[35] != 'a' || a.Created.IsZero() {

@@ -104,14 +104,14 @@ func (s *statsReader) of(name string) *RelayStats {
 func (s *statsReader) log(row pgx.CollectableRow) error {
 	l := &s.stats.Log
 	var last, oldest *int64
-	var at *time.Time
-	if err := row.Scan(&s.stats.At, &last, &l.Floor, &oldest, &at, &l.EstimatedRows, &l.Bytes); err != nil {
+	var at, looked *time.Time
+	if err := row.Scan(&s.stats.At, &last, &l.Floor, &looked, &oldest, &at, &l.EstimatedRows, &l.Bytes); err != nil {
 		return err
 	}
 	if last == nil {
 		return fmt.Errorf("%w: GRANT SELECT ON SEQUENCE %s TO the connection's role", ErrMissingPrivilege, s.db.table("outbox_id"))
 	}
-	l.LastID, l.OldestID, l.OldestAt = *last, value(oldest), value(at)
+	l.LastID, l.RetentionAt, l.OldestID, l.OldestAt = *last, value(looked), value(oldest), value(at)
 	return nil
 }
 

@@ -24,7 +24,7 @@ const positions = `(SELECT name.relay, a.n, a.at, a.last_id, a.round, b.at AS ro
 // entries of the index.
 const logStats = `SELECT clock_timestamp(),
 		CASE WHEN has_sequence_privilege({'outbox_id'}, 'USAGE, SELECT') THEN coalesce(pg_sequence_last_value({'outbox_id'}::regclass), 0) END,
-		retention.floor, oldest.id, oldest.at, greatest(c.reltuples, -1)::bigint, pg_total_relation_size(c.oid)
+		retention.floor, retention.looked_at, oldest.id, oldest.at, greatest(c.reltuples, -1)::bigint, pg_total_relation_size(c.oid)
 	FROM pg_class AS c CROSS JOIN {retention} AS retention
 	LEFT JOIN LATERAL (SELECT id, at FROM {outbox} WHERE id > retention.floor ORDER BY id LIMIT 1) AS oldest ON true
 	WHERE c.oid = {'outbox'}::regclass`
