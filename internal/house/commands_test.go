@@ -56,7 +56,7 @@ type surroundings struct {
 var (
 	makeTarget   = regexp.MustCompile(`(?m)^([a-z][a-z-]*):`)
 	ourVariable  = regexp.MustCompile(`\bPOSTBUS_[A-Z0-9_]+`)
-	makeCommand  = regexp.MustCompile("(?m)(?:`|^|[ =]|&& )make ([a-z][a-z-]*)")
+	makeCommand  = regexp.MustCompile("(?m)(?:`|^|=[^ `]* |&& )make ([a-z][a-z-]*)")
 	goTest       = regexp.MustCompile("(?m)(?:`|^| )go test ([^`\n#]*)")
 	runFlag      = regexp.MustCompile(`-(?:run|bench|fuzz) '?([^' ]+)'?`)
 	packageFlag  = regexp.MustCompile(` (\./[\w./]*)`)
