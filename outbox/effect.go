@@ -51,7 +51,7 @@ func (t *duty) effects(work context.Context, lastID int64, items []*item, payloa
 	}()
 	given := &Tx{conn: conn.Conn()}
 	defer func() {
-		given.over = true
+		given.over.Store(true)
 		if !kept || conn.Conn().PgConn().TxStatus() == 'I' {
 			return
 		}
@@ -77,7 +77,7 @@ func (t *duty) effects(work context.Context, lastID int64, items []*item, payloa
 	hit(fpBeforeEffects)
 	ctx, cancel = context.WithTimeout(context.WithoutCancel(work), t.db.timeout)
 	defer cancel()
-	given.over = true
+	given.over.Store(true)
 	if err := commit(ctx, conn.Conn()); err != nil {
 		if refusedCommit(err) {
 			return &handlerError{-1, fmt.Errorf("the transaction was rolled back at its commit: %w", err)}
@@ -162,10 +162,12 @@ func (t *duty) call(work context.Context, conn *pgxpool.Conn, tx *Tx, m *Message
 			return false, errHangs
 		}
 	}
-	if err != nil {
+	switch {
+	case err != nil && tx.ended && !errors.Is(err, ErrTxEnded):
+		return true, fmt.Errorf("%w; besides: %w", err, ErrTxEnded)
+	case err != nil:
 		return true, err
-	}
-	if tx.ended {
+	case tx.ended:
 		return true, ErrTxEnded
 	}
 	pc := conn.Conn().PgConn()
