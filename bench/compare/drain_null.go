@@ -26,7 +26,7 @@ func runDrainNull(ctx context.Context, e *harness.Env) (*harness.Report, error) 
 		return nil, err
 	}
 	o, err := harness.Contest{
-		Rounds: rounds, Rows: rows, SlowRows: harness.Pick(e, 50_000, 10_000),
+		Rounds: rounds, Rows: rows, SlowRows: harness.Pick(e, 50_000, 20_000),
 		Ours: harness.Runner{Name: "ours", Run: func(ctx context.Context, rows int) (float64, error) {
 			sink := workload.NewSink(rows)
 			return workload.Drain(ctx, e, sink.Batches(), sink, outbox.RelayConfig{}, 0)
@@ -34,7 +34,9 @@ func runDrainNull(ctx context.Context, e *harness.Env) (*harness.Report, error) 
 		Limit: harness.Runner{Name: "stream", Run: func(ctx context.Context, rows int) (float64, error) {
 			return limit.Stream(ctx, e.Pool, e.Table("outbox"), rows)
 		}},
-		Peers: []harness.Runner{peer.Forwarder(e), peer.ForwarderTuned(e), peer.SkipLockedUpdate(e), peer.SkipLockedUpdate2(e), peer.SkipLockedDelete(e)},
+		Peers: []harness.Runner{{Name: "ordered", Run: func(ctx context.Context, _ int) (float64, error) {
+			return limit.StreamOrdered(ctx, e.Pool, e.Table("outbox"), rows)
+		}}, peer.Forwarder(e), peer.ForwarderTuned(e), peer.SkipLockedUpdate(e), peer.SkipLockedUpdateFast(e), peer.SkipLockedDelete(e)},
 	}.Run(ctx, e)
 	if err != nil {
 		return nil, err
@@ -52,7 +54,7 @@ func runDrainNull(ctx context.Context, e *harness.Env) (*harness.Report, error) 
 			{Figure: "level", Value: harness.Median(level), Spread: harness.SpreadOf(level), Least: 0.9},
 		},
 		Notes: []string{
-			"limit: one streaming SELECT of the same rows. forwarder: with its defaults, batches of 100; forwarder_1000: with batches of 1,000. skip_*: hand-written, batches of 1,000, one worker, which keeps the order; skip_update_2: two workers, which do not. level: rate of the last part of one long drain to that of its first.",
+			"limit: one streaming SELECT of the same rows; ordered: the same in the order of ids. forwarder: with its defaults, batches of 100; forwarder_1000: with batches of 1,000. skip_*: hand-written, batches of 1,000, one worker, which keeps the order; skip_update_fast: two workers, which do not, and one statement that takes and marks. level: rate of the last part of one long drain to that of its first.",
 		},
 	}, nil
 }

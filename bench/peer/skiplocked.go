@@ -23,7 +23,8 @@ type skipLocked struct {
 	e       *harness.Env
 	table   string
 	create  string // the table and its index
-	take    string // up to $1 events, marked or deleted
+	take    string // up to $1 events: their ids, topics, keys and payloads
+	mark    string // what becomes of the events $1, once they are published; empty: take has done it
 	workers int
 	batch   int
 }
@@ -82,6 +83,7 @@ func (s skipLocked) drain(ctx context.Context, sink *workload.Sink) error {
 
 // once takes one batch, and publishes it before the transaction that took it commits.
 func (s skipLocked) once(ctx context.Context, sink *workload.Sink) (n int, err error) {
+	var ids []int64
 	err = pgx.BeginFunc(ctx, s.e.Pool, func(tx pgx.Tx) error {
 		rows, err := tx.Query(ctx, s.take, s.batch)
 		if err != nil {
@@ -89,17 +91,22 @@ func (s skipLocked) once(ctx context.Context, sink *workload.Sink) (n int, err e
 		}
 		defer rows.Close()
 		for rows.Next() {
+			var id int64
 			var topic, key string
 			var payload []byte
-			if err := rows.Scan(&topic, &key, &payload); err != nil {
+			if err := rows.Scan(&id, &topic, &key, &payload); err != nil {
 				return err
 			}
-			n++
+			ids = append(ids, id)
 		}
-		return rows.Err()
+		if rows.Err() != nil || s.mark == "" || len(ids) == 0 {
+			return rows.Err()
+		}
+		_, err = tx.Exec(ctx, s.mark, ids)
+		return err
 	})
-	if err == nil && n > 0 {
-		sink.Arrive(n)
+	if err == nil && len(ids) > 0 {
+		sink.Arrive(len(ids))
 	}
-	return n, err
+	return len(ids), err
 }

@@ -15,7 +15,7 @@ func SkipLockedDelete(e *harness.Env) harness.Runner {
 		)`,
 		take: `DELETE FROM ` + e.Table("outbox_by_delete") + ` WHERE id = ANY (ARRAY(
 				SELECT id FROM ` + e.Table("outbox_by_delete") + ` ORDER BY id LIMIT $1 FOR UPDATE SKIP LOCKED
-			)) RETURNING topic, partition_key, payload`,
+			)) RETURNING id, topic, partition_key, payload`,
 	}
 	return harness.Runner{Name: "skip_delete", Run: s.run}
 }
