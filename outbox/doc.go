@@ -51,7 +51,8 @@
 //
 // Into a handler instead: durable.go and durableconfig.go, durables.go (several, on a
 // pool of their own), duty.go (what a tenure is for a relay: its loop), effect.go, tx.go
-// and txend.go (the transaction that link and effects share), setaside.go (a handler that fails).
+// and txend.go (the transaction that link and effects share), setaside.go (a handler that fails), held.go
+// (what is put aside, when its place comes again).
 //
 // Published: settle.go (the link that passes it), handover.go (the last ones before a
 // clean stop).

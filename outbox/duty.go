@@ -28,12 +28,12 @@ type duty struct {
 	chunkC      <-chan *chunk
 	readErrC    <-chan error // the reader's end
 	stopReading context.CancelFunc
-	ahead       []*item // read, not handled
-	ended       bool    // all of the round is read
-	skip        map[int64]struct{}
-	soloUpTo    int64     // one by one up to here: a batch with these has failed
-	logsTurn    bool      // before another try of one put aside
-	laterThan   time.Time // nothing is taken from the log before
+	ahead       []*item         // read, not handled
+	ended       bool            // all of the round is read
+	held        map[int64]*item // see loadHeld
+	soloUpTo    int64           // one by one up to here: a batch with these has failed
+	logsTurn    bool            // before another try of one put aside
+	laterThan   time.Time       // nothing is taken from the log before
 }
 
 func (d *Durable) newDuty(db *database, l *lease, source string, holder uuid.UUID, wakeC <-chan struct{}) *duty {
@@ -60,9 +60,6 @@ func (t *duty) run(ctx, hard context.Context) error {
 	if err := t.loadParked(hard); err != nil {
 		return err
 	}
-	for _, it := range t.parked {
-		t.put(it)
-	}
 	t.pace.rate = t.ctl.rate
 	t.reader.narrow(t.ctl.skipBelow, t.cfg.Types, t.ctl.types)
 	defer func() {
@@ -70,18 +67,18 @@ func (t *duty) run(ctx, hard context.Context) error {
 			t.stopReading()
 		}
 	}()
-	r := &t.chain.pos.round
-	if !t.chain.pos.finished() && !t.ctl.paused {
-		if r.prev.xmax == emptySnapshot.xmax { // rewound: what was put aside since is not taken from the log
-			ids, err := t.parkedIDs(hard, r.prevID)
-			if err != nil {
-				return err
-			}
-			t.skip = make(map[int64]struct{}, len(ids))
-			for _, id := range ids {
-				t.skip[id] = struct{}{}
-			}
+	goesOn := !t.chain.pos.finished() && !t.ctl.paused
+	if goesOn && t.chain.pos.round.prev.xmax == emptySnapshot.xmax {
+		if err := t.loadHeld(hard); err != nil {
+			return err
 		}
+	}
+	for _, it := range t.parked {
+		if t.held[it.LogID] == nil {
+			t.put(it)
+		}
+	}
+	if goesOn {
 		t.read(hard, t.chain.pos.lastID)
 	}
 	// The handler under way outlives ctx by the drain.
@@ -227,7 +224,6 @@ func (t *duty) startRound(hard context.Context, lastID int64) error {
 		return err
 	}
 	hit(fpRoundLinked)
-	t.skip = nil
 	t.read(hard, 0)
 	return nil
 }
@@ -263,6 +259,7 @@ func (t *duty) finishRound(hard context.Context) error {
 	told(t.log, t.hooks.RoundDone, RoundInfo{Name: t.who.name, Round: r.n, UpperID: r.upper})
 	t.stopReading()
 	t.active = false
+	t.releaseAll()
 	t.idle.busy()
 	if err := t.chain.prune(hard); err != nil {
 		return err
@@ -299,19 +296,29 @@ func (t *duty) carryOut(hard context.Context) (acted bool, err error) {
 	hit(fpAfterRequest)
 	for _, it := range p.frozen {
 		t.dropParked(it)
+		if t.holds(it.LogID) {
+			t.held[it.LogID] = nil
+			continue
+		}
 		t.takeOut(it)
 	}
 	t.aside.remove(p.gone...)
 	for _, fresh := range p.stillReplayed() {
-		if it := t.parked[fresh.LogID]; it != nil { // BlockKey: it stands there, at the head of its key
+		if it := t.parked[fresh.LogID]; it != nil && !t.holds(it.LogID) { // BlockKey: it stands there, at the head of its key
 			t.tryAnew(it)
 			continue
+		} else if it != nil {
+			t.dropParked(it) // for the fresh one
 		}
 		fresh.attempts, fresh.retry, fresh.giveUp, fresh.replays = 0, nil, false, fresh.replays+1
 		if err := t.markReplayed(fresh); err != nil {
 			return true, err
 		}
 		t.keepParked(fresh)
+		if t.holds(fresh.LogID) {
+			t.held[fresh.LogID] = fresh
+			continue
+		}
 		t.put(fresh)
 	}
 	return true, nil

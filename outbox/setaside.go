@@ -35,7 +35,10 @@ func (t *duty) handleAhead(hard, work context.Context, now time.Time, adm admiss
 		if most > 1 && it.LogID <= t.soloUpTo {
 			break
 		}
-		if _, skipped := t.skip[it.LogID]; skipped {
+		if h, ok := t.held[it.LogID]; ok && h != nil {
+			n++ // its place has come: what follows of its key is looked at when it stands there
+			break
+		} else if ok {
 			continue
 		}
 		if q := t.keys[keyOf(it)]; q != nil && q.items[0].LogID < it.LogID {
@@ -74,8 +77,7 @@ func (t *duty) handleAhead(hard, work context.Context, now time.Time, adm admiss
 			return true, 0, t.failed(hard, lastID, n, run[0], err, waiting, aside, adm.probe)
 		}
 	}
-	t.waitsBehind(waiting)
-	t.ahead = t.ahead[n:]
+	t.passed(n, waiting)
 	return true, 0, nil
 }
 
@@ -117,8 +119,7 @@ func (t *duty) failed(hard context.Context, lastID int64, n int, it *item, cause
 		t.queue(keyOf(p)).due = now.Add(after)
 		t.settleQueue(t.queue(keyOf(p)))
 	}
-	t.waitsBehind(waiting)
-	t.ahead = t.ahead[n:]
+	t.passed(n, waiting)
 	info := ParkedInfo{Name: t.who.name, Waiting: len(waiting), Retrying: 1}
 	if it.giveUp {
 		info.Retrying, info.GivenUp = 0, 1
