@@ -24,7 +24,8 @@ type demonstration struct {
 
 	fail    context.CancelCauseFunc // ends the run with an error
 	running sync.WaitGroup          // of what is started by start
-	relays  []*relayProcess
+	relays  []*child
+	reports []*child
 }
 
 // demonstrate plays all steps and reads the ledger. Whatever happens, nothing of
@@ -40,7 +41,7 @@ func demonstrate(interrupted context.Context, show *display) (v verdict, err err
 	d := &demonstration{stage: stage, show: show, journal: &journal{}, labels: &buggyLabels{}, fail: fail}
 	defer func() {
 		fail(nil)
-		stopErr := d.stopRelays()
+		stopErr := errors.Join(stop(d.relays), stop(d.reports))
 		d.running.Wait()
 		if err != nil && interrupted.Err() == nil {
 			show.say(d.journal.String())
@@ -99,20 +100,23 @@ func (d *demonstration) play(ctx context.Context) (v verdict, err error) {
 	defer stopReport()
 	reportDone := d.start("watch the progress", func() error { return d.report(reportCtx) })
 
-	for _, step := range []func(context.Context) error{d.open, d.poison, d.killRelay, d.duplicate, d.replay} {
+	for _, step := range []func(context.Context) error{d.open, d.poison, d.killRelay, d.killReport, d.duplicate, d.replay, d.rebuild} {
 		if err := step(ctx); err != nil {
 			return v, err
 		}
 	}
 
-	d.step(6, "The shop closes: the clerks stop, relay and consumer finish what is left, and the ledger is read.",
+	d.step(8, "The shop closes: the clerks stop, relay, report and consumer finish what is left, and the ledger is read.",
 		"Each event is followed by its id, from the row that the domain has written to its effects: a promise is worth what can be counted.")
 	close(stopClerks)
 	<-clerksDone
 	if err := d.until(ctx, "all that was committed is handled", d.allHandled); err != nil && !errors.Is(err, errInVain) {
 		return v, err // in vain: the ledger knows why
 	}
-	if err := d.stopRelays(); err != nil { // from here on nothing is published any more
+	if err := d.until(ctx, "the report is at the end of the log", d.reported); err != nil && !errors.Is(err, errInVain) {
+		return v, err
+	}
+	if err := errors.Join(stop(d.relays), stop(d.reports)); err != nil { // from here on nothing is published any more
 		return v, err
 	}
 	if err := d.until(ctx, "the consumer has read and acked all streams", d.drained); err != nil && !errors.Is(err, errInVain) {
@@ -162,16 +166,24 @@ func (d *demonstration) start(what string, f func() error) (done <-chan struct{}
 	return finished
 }
 
-func (d *demonstration) startRelay(name string) (*relayProcess, error) {
-	p, err := startRelay(name, d.stage, d.journal, d.fail)
+func (d *demonstration) startRelay(name string) (*child, error) {
+	p, err := startChild(relayCommand, name, d.stage, d.journal, d.fail)
 	if err == nil {
 		d.relays = append(d.relays, p)
 	}
 	return p, err
 }
 
-func (d *demonstration) stopRelays() (err error) {
-	for _, p := range d.relays {
+func (d *demonstration) startReport(name string) (*child, error) {
+	p, err := startChild(reportCommand, name, d.stage, d.journal, d.fail)
+	if err == nil {
+		d.reports = append(d.reports, p)
+	}
+	return p, err
+}
+
+func stop(all []*child) (err error) {
+	for _, p := range all {
 		err = errors.Join(err, p.stop())
 	}
 	return err
@@ -218,5 +230,5 @@ func (d *demonstration) watchFor(ctx context.Context, length time.Duration) erro
 	}
 }
 
-func (d *demonstration) step(n int, what, why string)    { d.show.step(n, 6, what, why) }
+func (d *demonstration) step(n int, what, why string)    { d.show.step(n, 8, what, why) }
 func (d *demonstration) note(format string, args ...any) { d.show.note(format, args...) }

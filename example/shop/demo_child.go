@@ -14,12 +14,17 @@ import (
 	"time"
 )
 
-// relayCommand is the hidden subcommand by which this program runs itself once
-// more, as a relay and nothing else: a process that can be killed.
-const relayCommand = "relay"
+// The hidden subcommands by which this program runs itself once more, as one thing
+// and nothing else: processes that can be killed.
+const (
+	relayCommand  = "relay"
+	reportCommand = "report"
+)
 
-// relayProcess is a relay in a process of its own.
-type relayProcess struct {
+var commands = map[string]func(ctx context.Context, s *stage) error{relayCommand: runRelay, reportCommand: runReport}
+
+// child is one of them.
+type child struct {
 	name    string
 	cmd     *exec.Cmd
 	stdin   io.Closer
@@ -28,13 +33,13 @@ type relayProcess struct {
 	err     error         // how; read after exited is closed
 }
 
-// startRelay starts one. onExit is told if it ends without being asked to.
-func startRelay(name string, stage *stage, stderr io.Writer, onExit func(error)) (*relayProcess, error) {
+// startChild starts one. onExit is told if it ends without being asked to.
+func startChild(command, name string, stage *stage, stderr io.Writer, onExit func(error)) (*child, error) {
 	self, err := os.Executable()
 	if err != nil {
 		return nil, fmt.Errorf("start %s: %w", name, err)
 	}
-	p := &relayProcess{name: name, cmd: exec.Command(self, relayCommand, "-stage", stage.name), exited: make(chan struct{})}
+	p := &child{name: name, cmd: exec.Command(self, command, "-stage", stage.name), exited: make(chan struct{})}
 	p.cmd.Stderr = stderr
 	if p.stdin, err = p.cmd.StdinPipe(); err != nil {
 		return nil, fmt.Errorf("start %s: %w", name, err)
@@ -52,17 +57,17 @@ func startRelay(name string, stage *stage, stderr io.Writer, onExit func(error))
 	return p, nil
 }
 
-func (p *relayProcess) pid() int { return p.cmd.Process.Pid }
+func (p *child) pid() int { return p.cmd.Process.Pid }
 
 // kill is kill -9: the process executes no further instruction.
-func (p *relayProcess) kill() {
+func (p *child) kill() {
 	p.stopped.Store(true)
 	_ = p.cmd.Process.Kill() // fails if it has gone already
 	<-p.exited
 }
 
 // stop lets it drain and hand over.
-func (p *relayProcess) stop() error {
+func (p *child) stop() error {
 	select {
 	case <-p.exited: // killed, or by itself: onExit knows
 		return nil
@@ -82,10 +87,10 @@ func (p *relayProcess) stop() error {
 	}
 }
 
-// relayMain is the main function of the child. It ends when its input does:
+// childMain is the main function of the child. It ends when its input does:
 // when it is told to, and when its parent has died, however that came about.
-func relayMain(args []string) (status int) {
-	flags := flag.NewFlagSet(relayCommand, flag.ExitOnError)
+func childMain(command string, args []string) (status int) {
+	flags := flag.NewFlagSet(command, flag.ExitOnError)
 	name := flags.String("stage", "", "the schema, and the prefix of all streams")
 	_ = flags.Parse(args) // exits
 	// A Ctrl-C reaches all processes of the terminal; the parent decides what is to happen.
@@ -96,15 +101,15 @@ func relayMain(args []string) (status int) {
 		_, _ = io.Copy(io.Discard, os.Stdin)
 		cancel()
 	}()
-	if err := runRelay(ctx, *name); err != nil {
+	if err := commands[command](ctx, &stage{name: *name}); err != nil {
 		fmt.Fprintln(os.Stderr, err)
 		return 1
 	}
 	return 0
 }
 
-func runRelay(ctx context.Context, name string) error {
-	pool, err := openPostgres(ctx, name, 4)
+func runRelay(ctx context.Context, s *stage) error {
+	pool, err := openPostgres(ctx, s.name, 4)
 	if err != nil {
 		return err
 	}
@@ -114,10 +119,22 @@ func runRelay(ctx context.Context, name string) error {
 		return err
 	}
 	defer client.Close()
-	s := &stage{name: name}
 	relay, err := newRelay(pool, client, Config{Schema: s.name, Prefix: s.prefix(), Logger: slog.Default()})
 	if err != nil {
 		return err
 	}
 	return relay.Run(ctx)
+}
+
+func runReport(ctx context.Context, s *stage) error {
+	pool, err := openPostgres(ctx, s.name, 1)
+	if err != nil {
+		return err
+	}
+	defer pool.Close()
+	reports, err := newReport(pool, Config{Schema: s.name, Prefix: s.prefix(), Logger: slog.Default()})
+	if err != nil {
+		return err
+	}
+	return reports.Run(ctx)
 }

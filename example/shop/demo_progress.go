@@ -4,6 +4,8 @@ import (
 	"context"
 	"fmt"
 	"time"
+
+	"github.com/postbus/postbus/outbox"
 )
 
 // streams are those of the run, and their poison queues.
@@ -30,6 +32,26 @@ func (d *demonstration) allHandled(ctx context.Context) (bool, error) {
 	var committed, handled int
 	err := d.books.QueryRow(ctx, `SELECT (`+countCommitted+`), (`+countHandled+`)`).Scan(&committed, &handled)
 	return handled >= committed, err
+}
+
+// reported: the report's position is at the end of the log, and no event is put aside.
+func (d *demonstration) reported(ctx context.Context) (bool, error) {
+	stats, err := outbox.ReadStats(ctx, d.books, d.name)
+	if err != nil {
+		return false, err
+	}
+	for _, s := range stats.Relays {
+		if s.Name == reportName {
+			return s.OldestUnpublishedID == 0 && !s.Position.InRound && s.Parked.Rows() == 0, nil
+		}
+	}
+	return false, nil
+}
+
+// counted is how many events the report has counted.
+func (d *demonstration) counted(ctx context.Context) (n int64, err error) {
+	err = d.books.QueryRow(ctx, `SELECT coalesce(sum(placed + paid + cancelled), 0)::bigint FROM sales`).Scan(&n)
+	return n, err
 }
 
 // drained: every entry of every stream was delivered and acked.

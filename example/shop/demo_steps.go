@@ -29,7 +29,10 @@ func (d *demonstration) open(ctx context.Context) error {
 		return err
 	}
 	d.note("relay-1 (pid %d) publishes; relay-2 (pid %d) stands by", first.pid(), second.pid())
-	return d.watchFor(ctx, 5*time.Second)
+	if err := d.startReports(ctx); err != nil {
+		return err
+	}
+	return d.watchFor(ctx, 4*time.Second)
 }
 
 func (d *demonstration) poison(ctx context.Context) error {
@@ -43,7 +46,7 @@ func (d *demonstration) poison(ctx context.Context) error {
 		return err
 	}
 	d.note("stock.ship has given up event %s, of order %d; all others go on", event, d.labels.spoiled())
-	return d.watchFor(ctx, 2500*time.Millisecond)
+	return d.watchFor(ctx, 2*time.Second)
 }
 
 func (d *demonstration) killRelay(ctx context.Context) error {
@@ -67,11 +70,11 @@ func (d *demonstration) killRelay(ctx context.Context) error {
 		return err
 	}
 	d.note("relay-2 publishes, %.1f s after the kill", time.Since(killed).Seconds())
-	return d.watchFor(ctx, 2*time.Second)
+	return d.watchFor(ctx, 1500*time.Millisecond)
 }
 
 func (d *demonstration) duplicate(ctx context.Context) error {
-	d.step(4, "An event that was handled long ago is put into its stream once more, by hand.",
+	d.step(5, "An event that was handled long ago is put into its stream once more, by hand.",
 		"Brokers and networks repeat themselves; the inbox is in one transaction with the effects, and they happen once.")
 	stream := d.streams()[0]
 	entries, err := d.client.XRangeN(ctx, stream, "-", "+", 1).Result()
@@ -100,11 +103,11 @@ func (d *demonstration) duplicate(ctx context.Context) error {
 		return err
 	}
 	d.note("event %s came again, and no handler was called", event)
-	return d.watchFor(ctx, 2*time.Second)
+	return d.watchFor(ctx, 1500*time.Millisecond)
 }
 
 func (d *demonstration) replay(ctx context.Context) error {
-	d.step(5, "The label printer is mended, and the poison queue is replayed.",
+	d.step(6, "The label printer is mended, and the poison queue is replayed.",
 		"A bug costs a delay and no data: the event goes back to the one handler that had given it up.")
 	d.labels.fix()
 	poison := d.streams()[1]
@@ -119,7 +122,7 @@ func (d *demonstration) replay(ctx context.Context) error {
 		return err
 	}
 	d.note("%d event replayed: %s is handled, and its parcel on the way", report.Replayed, event)
-	return d.watchFor(ctx, 2*time.Second)
+	return d.watchFor(ctx, 1500*time.Millisecond)
 }
 
 // find reads one value, if it is there yet.

@@ -16,6 +16,7 @@ type verdict struct {
 	committed, published, handled, effects int // distinct events
 	lost, doubled, disorder, phantom       int
 	poisoned, replayed, redelivered        int
+	projectionDiff                         int // rows
 
 	evidence []string // a few of what is lost, doubled, ...
 }
@@ -69,6 +70,18 @@ const (
 		GROUP BY event_id`
 )
 
+// Where the report, which a durable handler has put together of events, is not what
+// the orders say. Each row is one article, in words.
+const findProjectionDiff = `
+	SELECT format('the report of %s says (%s), the orders say (%s)', sku, concat_ws(', ', r.placed, r.paid, r.cancelled, r.sold, r.cents),
+		concat_ws(', ', o.placed, o.paid, o.cancelled, o.sold, o.cents))
+	FROM sales r FULL JOIN (
+		SELECT sku, count(*) AS placed, count(*) FILTER (WHERE state = 'paid') AS paid, count(*) FILTER (WHERE state = 'cancelled') AS cancelled,
+			coalesce(sum(quantity) FILTER (WHERE state = 'paid'), 0) AS sold, sum(cents) AS cents
+		FROM orders GROUP BY sku) o USING (sku)
+	WHERE (r.placed, r.paid, r.cancelled, r.sold, r.cents) IS DISTINCT FROM (o.placed, o.paid, o.cancelled, o.sold, o.cents)
+	ORDER BY sku`
+
 // What was provoked. A poisoning is an event in a handler: the queue may hold
 // several copies of it.
 const (
@@ -111,7 +124,7 @@ func judge(ctx context.Context, db database) (v verdict, err error) {
 	for _, q := range []struct {
 		number *int
 		sql    string
-	}{{&v.lost, findLost}, {&v.doubled, findDoubled}, {&v.disorder, findDisorder}, {&v.phantom, findPhantom}} {
+	}{{&v.lost, findLost}, {&v.doubled, findDoubled}, {&v.disorder, findDisorder}, {&v.phantom, findPhantom}, {&v.projectionDiff, findProjectionDiff}} {
 		rows, _ := db.Query(ctx, q.sql) // CollectRows gives its error
 		cases, err := pgx.CollectRows(rows, pgx.RowTo[string])
 		if err != nil {
@@ -141,6 +154,7 @@ func (v verdict) faults() (faults []string) {
 	fault(v.poisoned != 1, "poisoned=%d instead of 1: look at the poison queue and the handlers' errors", v.poisoned)
 	fault(v.replayed != 1, "replayed=%d instead of 1: look at the replayer", v.replayed)
 	fault(v.redelivered < 1, "redelivered=0, although a duplicate was forced: look at the subscriber")
+	fault(v.projectionDiff > 0, "projection_diff=%d: look at the durable handler of the report, its position and its rebuild", v.projectionDiff)
 	return faults
 }
 
@@ -148,8 +162,8 @@ func (v verdict) ok() bool { return len(v.faults()) == 0 }
 
 // line is the last line of the demonstration.
 func (v verdict) line() string {
-	numbers := fmt.Sprintf("committed=%d published=%d handled=%d effects=%d lost=%d doubled=%d disorder=%d phantom=%d poisoned=%d replayed=%d redelivered=%d",
-		v.committed, v.published, v.handled, v.effects, v.lost, v.doubled, v.disorder, v.phantom, v.poisoned, v.replayed, v.redelivered)
+	numbers := fmt.Sprintf("committed=%d published=%d handled=%d effects=%d lost=%d doubled=%d disorder=%d phantom=%d poisoned=%d replayed=%d redelivered=%d projection_diff=%d",
+		v.committed, v.published, v.handled, v.effects, v.lost, v.doubled, v.disorder, v.phantom, v.poisoned, v.replayed, v.redelivered, v.projectionDiff)
 	if faults := v.faults(); len(faults) > 0 {
 		return "demo: FAILED " + numbers + " (" + faults[0] + ")"
 	}
@@ -176,6 +190,8 @@ func (v verdict) print(out io.Writer) {
 	t.AppendRow(table.Row{"poisoned", v.poisoned, "given up by a handler, on purpose"})
 	t.AppendRow(table.Row{"replayed", v.replayed, "and handled after the fix"})
 	t.AppendRow(table.Row{"redelivered", v.redelivered, "deliveries beyond the first: kill -9, duplicate, replay"})
+	t.AppendSeparator()
+	t.AppendRow(table.Row{"projection diff", v.projectionDiff, "articles whose report is not what the orders say"})
 	t.Render()
 	for _, words := range append(v.faults(), v.evidence...) {
 		fmt.Fprintln(out, "  "+words)

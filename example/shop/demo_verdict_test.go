@@ -10,6 +10,7 @@ import (
 
 	"github.com/postbus/postbus/example/shop/internal/order"
 	"github.com/postbus/postbus/example/shop/internal/payment"
+	"github.com/postbus/postbus/example/shop/internal/sales"
 	"github.com/postbus/postbus/example/shop/internal/stock"
 	"github.com/postbus/postbus/internal/testkit"
 	"github.com/postbus/postbus/migrations"
@@ -17,10 +18,12 @@ import (
 
 // A day on which all went well: customer a has placed two orders, paid one and
 // cancelled the other; customer b has placed one. The order paid was poisoned in
-// stock.ship and replayed; event 3 was delivered twice.
+// stock.ship and replayed; event 3 was delivered twice. The report says so, too.
 const goodDay = `
 INSERT INTO accounts VALUES ('a', 4), ('b', 1);
 INSERT INTO wallets VALUES ('a', 1, 100);
+INSERT INTO orders (customer_id, sku, quantity, cents, state) VALUES ('a', 'lamp', 2, 100, 'paid'), ('a', 'lamp', 1, 50, 'cancelled'), ('b', 'globe', 3, 900, 'open');
+INSERT INTO sales VALUES ('lamp', 2, 1, 1, 2, 150), ('globe', 1, 0, 0, 0, 900);
 INSERT INTO ledger_committed VALUES
 	('00000000-0000-0000-0000-000000000001', 'order.placed', 'order/a', 1),
 	('00000000-0000-0000-0000-000000000002', 'order.placed', 'order/a', 2),
@@ -108,7 +111,19 @@ func TestJudge(t *testing.T) {
 			func(v *verdict) { v.replayed = 0 }},
 		{"nothing came twice", `DELETE FROM ledger_delivery WHERE replayed OR outcome = 'duplicate'`,
 			func(v *verdict) { v.replayed, v.redelivered = 0, 0 }},
-		{"nothing happened", `TRUNCATE accounts, wallets, ledger_committed, ledger_published, ledger_poisoned, ledger_delivery, ledger_attempt, ledger_entry, parcels, inbox CASCADE`,
+		{"the report has counted an event twice", `UPDATE sales SET cancelled = 2 WHERE sku = 'lamp'`,
+			func(v *verdict) { v.projectionDiff = 1 }},
+		{"the report has counted a rebuild on top of what there was", `UPDATE sales SET placed = 2 * placed, paid = 2 * paid, cancelled = 2 * cancelled, sold = 2 * sold, cents = 2 * cents`,
+			func(v *verdict) { v.projectionDiff = 2 }},
+		{"the report is right in numbers and wrong in money", `UPDATE sales SET cents = cents - 1 WHERE sku = 'globe'`,
+			func(v *verdict) { v.projectionDiff = 1 }},
+		{"the report knows of an article that nobody has ordered", `INSERT INTO sales (sku, placed) VALUES ('first-edition', 1)`,
+			func(v *verdict) { v.projectionDiff = 1 }},
+		{"the report has not heard of an article", `DELETE FROM sales WHERE sku = 'globe'`,
+			func(v *verdict) { v.projectionDiff = 1 }},
+		{"the report was cleared and not written anew", `TRUNCATE sales`,
+			func(v *verdict) { v.projectionDiff = 2 }},
+		{"nothing happened", `TRUNCATE sales, accounts, wallets, ledger_committed, ledger_published, ledger_poisoned, ledger_delivery, ledger_attempt, ledger_entry, parcels, inbox CASCADE`,
 			func(v *verdict) { *v = verdict{} }},
 	} {
 		t.Run(c.name, func(t *testing.T) {
@@ -124,7 +139,7 @@ func TestJudge(t *testing.T) {
 			if err != nil {
 				t.Fatal(err)
 			}
-			if n := got.lost + got.doubled + got.disorder + got.phantom; len(got.evidence) != min(n, 3) {
+			if n := got.lost + got.doubled + got.disorder + got.phantom + got.projectionDiff; len(got.evidence) != min(n, 3) {
 				t.Errorf("%d cases, evidence %q", n, got.evidence)
 			}
 			want := good
@@ -139,7 +154,7 @@ func TestJudge(t *testing.T) {
 			}
 			start := "demo: FAILED committed="
 			if isGood {
-				start = "demo: ok committed=6 published=6 handled=6 effects=6 lost=0 doubled=0 disorder=0 phantom=0 poisoned=1 replayed=1 redelivered=1"
+				start = "demo: ok committed=6 published=6 handled=6 effects=6 lost=0 doubled=0 disorder=0 phantom=0 poisoned=1 replayed=1 redelivered=1 projection_diff=0"
 			}
 			if !strings.HasPrefix(got.line(), start) || isGood && got.line() != start {
 				t.Errorf("the line is %q", got.line())
@@ -159,7 +174,7 @@ func oracle(t *testing.T) *pgxpool.Pool {
 	if err := migrations.Up(t.Context(), pool, schema); err != nil {
 		t.Fatal(err)
 	}
-	if _, err := pool.Exec(t.Context(), order.Tables+payment.Tables+stock.Tables); err != nil {
+	if _, err := pool.Exec(t.Context(), order.Tables+payment.Tables+stock.Tables+sales.Tables); err != nil {
 		t.Fatal(err)
 	}
 	l := &ledger{pool: pool}

@@ -3,15 +3,17 @@
 //
 // To learn the library, read in this order:
 //
-//   - internal/order, payment, stock, mail: domain packages, as you would write
-//     them. They publish facts through an interface of their own and import
+//   - internal/order, payment, stock, mail, sales: domain packages, as you would
+//     write them. They publish facts through an interface of their own and import
 //     nothing of Postbus.
-//   - wiring.go: the one file that knows both sides: who publishes, who listens
-//     in the transaction, after the commit, behind the broker; and the relay.
+//   - wiring.go: the file that knows both sides: who publishes, who listens in
+//     the transaction, after the commit, behind the broker; and the relay.
+//   - report.go, rebuild.go: a durable handler that keeps a projection, and how
+//     that is written anew.
 //   - shop.go: what the shop can do, each in one transaction.
 //
-// The files demo_*.go are the demonstration: customers, failing parts, a relay
-// that is killed, and a ledger in Postgres that counts what became of each event.
+// The files demo_*.go are the demonstration: customers, failing parts, processes
+// that are killed, and a ledger in Postgres that counts what became of each event.
 package main
 
 import (
@@ -26,11 +28,11 @@ import (
 )
 
 func main() {
-	if len(os.Args) > 1 && os.Args[1] == relayCommand {
-		os.Exit(relayMain(os.Args[2:]))
+	if len(os.Args) > 1 && commands[os.Args[1]] != nil {
+		os.Exit(childMain(os.Args[1], os.Args[2:]))
 	}
 	flag.Usage = func() {
-		fmt.Fprint(flag.CommandLine.Output(), "usage: go run ./example/shop\nShows Postbus on the servers of `make servers-up` for about 20 seconds; `make demo` does both.\n")
+		fmt.Fprint(flag.CommandLine.Output(), "usage: go run ./example/shop\nShows Postbus on the servers of `make servers-up` for about 25 seconds; `make demo` does both.\n")
 	}
 	flag.Parse()
 	if flag.NArg() > 0 {

@@ -10,6 +10,7 @@ import (
 	"github.com/postbus/postbus/bus"
 	"github.com/postbus/postbus/example/shop/internal/order"
 	"github.com/postbus/postbus/example/shop/internal/payment"
+	"github.com/postbus/postbus/example/shop/internal/sales"
 	"github.com/postbus/postbus/example/shop/internal/stock"
 	"github.com/postbus/postbus/migrations"
 )
@@ -19,7 +20,7 @@ func (s *Shop) Install(ctx context.Context, schema string) error {
 	if err := migrations.Up(ctx, s.pool, schema); err != nil {
 		return err
 	}
-	_, err := s.pool.Exec(ctx, order.Tables+payment.Tables+stock.Tables)
+	_, err := s.pool.Exec(ctx, order.Tables+payment.Tables+stock.Tables+sales.Tables)
 	return err
 }
 
