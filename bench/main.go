@@ -42,7 +42,7 @@ func main() {
 		return run(ctx, options{only: *only, quick: *quick, soak: *soak, results: *results})
 	})
 	switch {
-	case ctx.Err() != nil:
+	case ctx.Err() != nil && !errors.Is(err, harness.ErrLeftBehind):
 		fmt.Fprintln(os.Stderr, "bench: interrupted; its schema is dropped")
 		os.Exit(130)
 	case err != nil:

@@ -2,6 +2,7 @@ package harness
 
 import (
 	"context"
+	"errors"
 	"fmt"
 	"io"
 	"os"
@@ -23,6 +24,9 @@ type Env struct {
 	// Pool has the schema as its search_path, since some peers name no schema.
 	Pool *pgxpool.Pool
 }
+
+// ErrLeftBehind is wrapped when the schema could not be dropped.
+var ErrLeftBehind = errors.New("drop it by hand")
 
 // application is how our sessions are known to the server, and to nobody else's.
 var application = fmt.Sprintf("postbus-bench-%d", os.Getpid())
@@ -78,7 +82,7 @@ func (e *Env) Close(ctx context.Context) error {
 	defer cancel()
 	conn, err := pgx.Connect(ctx, Postgres.URL())
 	if err != nil {
-		return fmt.Errorf("drop the schema of the bench, %s: %w; drop it by hand", e.Schema, err)
+		return fmt.Errorf("drop the schema of the bench, %s: %w; %w", e.Schema, err, ErrLeftBehind)
 	}
 	defer conn.Close(ctx)
 	_, err = conn.Exec(ctx, "SELECT pg_terminate_backend(pid) FROM pg_stat_activity WHERE application_name = $1", application)
@@ -87,7 +91,7 @@ func (e *Env) Close(ctx context.Context) error {
 	}
 	go e.Pool.Close() // a connection that was ended under a caller may never come back
 	if err != nil {
-		return fmt.Errorf("drop the schema of the bench, %s: %w; drop it by hand", e.Schema, err)
+		return fmt.Errorf("drop the schema of the bench, %s: %w; %w", e.Schema, err, ErrLeftBehind)
 	}
 	return nil
 }
