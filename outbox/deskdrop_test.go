@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"log/slog"
 	"strings"
 	"testing"
 	"time"
@@ -213,5 +214,42 @@ func TestDropThatFailsChangesNothing(t *testing.T) {
 	}
 	if err := f.desk().Drop(ctx, DropConfig{}); err != nil { // the lease was given up
 		t.Fatal(err)
+	}
+}
+
+// A standby that has never held the lease does not begin a dropped name anew.
+func TestDropWhileAnotherProcessStandsBy(t *testing.T) {
+	t.Parallel()
+	f := setUp(t, testkit.PG15)
+	f.backlog(3, "k")
+	first, second := newSink(), newSink()
+	stop := f.start(first, f.config())
+	eventually(t, func() bool { return first.distinct() == 3 }, "the first one works")
+	if err := stop(); err != nil {
+		t.Fatal(err)
+	}
+	// As if Drop held the lease: the standby cannot come in between.
+	exec := func(sql string) {
+		t.Helper()
+		if _, err := f.pool.Exec(t.Context(), sql); err != nil {
+			t.Fatal(err)
+		}
+	}
+	exec(`UPDATE ` + f.table("relay_lease") + ` SET holder = gen_random_uuid(), expires = clock_timestamp() + interval '1 hour'`)
+	b := newBook(t)
+	cfg := f.config()
+	cfg.Logger = slog.New(b)
+	relay, err := NewRelay(f.pool, second, cfg)
+	if err != nil {
+		t.Fatal(err)
+	}
+	ended := async(func() error { return relay.Run(t.Context()) })
+	eventually(t, func() bool { return b.times("stands by") == 1 }, "another one stands by")
+	exec(`WITH a AS (DELETE FROM ` + f.table("relay_link") + `), b AS (DELETE FROM ` + f.table("relay") + `) DELETE FROM ` + f.table("relay_lease"))
+	if err := <-ended; !errors.Is(err, ErrDropped) {
+		t.Errorf("Run of the standby: %v, want ErrDropped", err)
+	}
+	if n := second.distinct(); n != 0 {
+		t.Errorf("the standby has published %d events of a dropped relay", n)
 	}
 }

@@ -89,6 +89,7 @@ func (d *Durable) run(ctx context.Context, pool *pgxpool.Pool, heavy chan struct
 	s := &shift{
 		who: who, db: db, holder: holder, lease: d.cfg.Lease, log: log, hooks: d.cfg.Hooks,
 		active: "durable handler active", standsBy: "durable handler stands by: another process holds the lease",
+		had: &had,
 		work: func(ctx, hard context.Context, l *lease, source string, wakeC <-chan struct{}) error {
 			t := d.newDuty(db, l, source, holder, wakeC)
 			t.had = had

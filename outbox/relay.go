@@ -69,7 +69,7 @@ func (r *Relay) Run(ctx context.Context) error {
 	s := &shift{
 		who: w.who(), db: db, holder: w.holder, lease: r.cfg.Lease, log: r.cfg.Logger.With("relay", r.cfg.Name), hooks: r.cfg.Hooks,
 		active: "relay active", standsBy: "relay stands by: another process holds the lease",
-		work: w.work,
+		work: w.work, had: &w.had,
 	}
 	return s.run(ctx)
 }

@@ -23,6 +23,7 @@ type shift struct {
 	lease  time.Duration
 	log    *slog.Logger // names the owner
 	told   bool         // that this holder is active
+	had    *bool        // a position of this name has been there since Run began
 
 	hooks Hooks
 
@@ -42,9 +43,12 @@ func (s *shift) run(ctx context.Context) error {
 		}
 		return fmt.Errorf("run %s: %w", s.who, err)
 	}
-	if _, _, err := s.db.readControl(ctx, s.who); err != nil && isFinal(err) {
+	_, found, err := s.db.readControl(ctx, s.who)
+	if err != nil && isFinal(err) {
 		return fmt.Errorf("run %s: %w", s.who, err)
 	}
+	// What is dropped while we stand by is not begun anew by us.
+	*s.had = *s.had || found
 	wakeC, unlisten := listenWake(s.db.schema)
 	defer unlisten()
 	s.wakeC = wakeC
