@@ -50,7 +50,8 @@ func (e mailSent) AggregateID() string { return e.OrderID }
 // world is a bus on a log of the test's own, and a table for its handlers.
 type world struct {
 	t      *testing.T
-	pool   *pgxpool.Pool
+	pool   *pgxpool.Pool // the application's, with no privileges but those that it needs
+	owner  *pgxpool.Pool // for what the test itself does
 	schema string
 	log    *watchedLog
 	bus    *EventBus
@@ -62,10 +63,12 @@ func newWorld(t *testing.T) *world { return newWorldAt(t, testkit.PG15, Config{}
 func newWorldAt(t *testing.T, server testkit.Server, cfg Config, options ...func(*pgxpool.Config)) *world {
 	t.Helper()
 	w := &world{t: t, schema: testkit.Schema(t, server), hook: &hook{}}
-	w.pool = testkit.Postgres(t, server, options...)
-	if err := migrations.Up(t.Context(), w.pool, w.schema); err != nil {
+	w.owner = testkit.Postgres(t, server, options...)
+	if err := migrations.Up(t.Context(), w.owner, w.schema); err != nil {
 		t.Fatal(err)
 	}
+	testkit.Grant(t, w.owner, w.schema)
+	w.pool = testkit.As(t, w.owner, testkit.App)
 	log, err := outbox.NewLog(outbox.LogConfig{Schema: w.schema})
 	if err != nil {
 		t.Fatal(err)
@@ -78,6 +81,7 @@ func newWorldAt(t *testing.T, server testkit.Server, cfg Config, options ...func
 		t.Fatal(err)
 	}
 	w.exec("CREATE TABLE " + w.table() + " (id text PRIMARY KEY, n int NOT NULL DEFAULT 0)")
+	testkit.GrantAll(t, w.owner, w.table())
 	return w
 }
 
@@ -85,7 +89,7 @@ func (w *world) table() string { return w.schema + ".effects" }
 
 func (w *world) exec(sql string, args ...any) {
 	w.t.Helper()
-	if _, err := w.pool.Exec(context.Background(), sql, args...); err != nil {
+	if _, err := w.owner.Exec(context.Background(), sql, args...); err != nil {
 		w.t.Fatal(err)
 	}
 }
@@ -120,7 +124,7 @@ func (w *world) loggedKeys() []string {
 
 func query[T any](w *world, sql string) []T {
 	w.t.Helper()
-	rows, err := w.pool.Query(context.Background(), sql)
+	rows, err := w.owner.Query(context.Background(), sql)
 	if err != nil {
 		w.t.Fatal(err)
 	}

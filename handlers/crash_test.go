@@ -132,7 +132,7 @@ func TestKilledAtEveryFailpoint(t *testing.T) {
 			t.Parallel()
 			r := newRig(t)
 			msg := messageOf(t, order(1))
-			args := []string{c.mode, testkit.URL(t, testkit.PG15), r.schema, c.point, msg.UUID, hex.EncodeToString(msg.Payload)}
+			args := []string{c.mode, testkit.AddressOf(r.own), r.schema, c.point, msg.UUID, hex.EncodeToString(msg.Payload)}
 			child := testkit.StartChild(t, "consumer", args...)
 			if err := child.Wait(time.Minute); err == nil {
 				t.Fatalf("the child has survived %s:\n%s", c.point, child.Output())

@@ -250,7 +250,7 @@ func TestVanishedConsumersTransactionIsEndedByTheServer(t *testing.T) {
 		t.Errorf("idle_in_transaction_session_timeout is %s", got)
 	}
 	var after string
-	if err := r.pool.QueryRow(t.Context(), "SHOW idle_in_transaction_session_timeout").Scan(&after); err != nil || after != "0" {
+	if err := r.own.QueryRow(t.Context(), "SHOW idle_in_transaction_session_timeout").Scan(&after); err != nil || after != "0" {
 		t.Errorf("outside of the transaction it is %s, %v", after, err)
 	}
 }

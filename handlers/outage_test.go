@@ -20,7 +20,7 @@ import (
 func proxied(t *testing.T) (*rig, *testkit.Proxy, func(*handlers.Config)) {
 	r := newRig(t)
 	proxy := testkit.NewProxy(t, testkit.URL(t, testkit.PG15))
-	pool := testkit.Pool(t, proxy.URL())
+	pool := testkit.As(t, testkit.Pool(t, proxy.URL()), testkit.Consumer)
 	return r, proxy, func(c *handlers.Config) {
 		c.Pool = pool
 		c.InboxTimeout = 500 * time.Millisecond
@@ -93,7 +93,8 @@ func TestEventThatKeepsLosingItsConnectionIsPoisoned(t *testing.T) {
 	var calls atomic.Int32
 	handlers.HandleTx(router, "stock.reserve", func(ctx context.Context, tx pgx.Tx, e events.Event[placed]) error {
 		calls.Add(1)
-		_, err := tx.Exec(ctx, "SELECT pg_terminate_backend(pg_backend_pid())")
+		r.exec("SELECT pg_terminate_backend($1)", tx.Conn().PgConn().PID())
+		_, err := tx.Exec(ctx, "SELECT 1")
 		return err
 	})
 	id := r.publish(order(1))

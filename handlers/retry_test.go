@@ -188,7 +188,7 @@ func TestSlowNackGrowsAndRecovers(t *testing.T) {
 func TestMiddlewaresServeInAnyWatermillRouter(t *testing.T) {
 	t.Parallel()
 	r := newRig(t)
-	inbox, err := handlers.NewInbox(r.pool, handlers.InboxConfig{Schema: r.schema})
+	inbox, err := handlers.NewInbox(r.own, handlers.InboxConfig{Schema: r.schema})
 	if err != nil {
 		t.Fatal(err)
 	}

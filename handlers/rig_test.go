@@ -45,7 +45,8 @@ var quick = handlers.RetryConfig{MaxAttempts: 3, Initial: time.Millisecond, MaxI
 // rig is a database with an inbox and a table of effects, and a broker.
 type rig struct {
 	t      *testing.T
-	pool   *pgxpool.Pool
+	pool   *pgxpool.Pool // the owner's, for what the test itself does
+	own    *pgxpool.Pool // the consumer's, with no privileges but those that it needs
 	schema string
 	broker *broker
 
@@ -65,6 +66,9 @@ func rigAt(t *testing.T, pool *pgxpool.Pool, schema string) *rig {
 	}
 	r := &rig{t: t, pool: pool, schema: schema, broker: newBroker(4)}
 	r.exec("CREATE TABLE IF NOT EXISTS " + r.effects() + " (handler text, event_id uuid)")
+	testkit.Grant(t, pool, schema)
+	testkit.GrantAll(t, pool, r.effects())
+	r.own = testkit.As(t, pool, testkit.Consumer)
 	return r
 }
 
@@ -103,7 +107,7 @@ func (r *rig) state(handler string, id uuid.UUID) (state string) {
 
 func (r *rig) config() handlers.Config {
 	return handlers.Config{
-		Pool: r.pool, Schema: r.schema,
+		Pool: r.own, Schema: r.schema,
 		Retry:    quick,
 		Poison:   handlers.PoisonConfig{Publisher: r.broker},
 		SlowNack: handlers.SlowNackConfig{Initial: time.Millisecond, Max: 20 * time.Millisecond},

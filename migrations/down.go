@@ -14,6 +14,12 @@ import (
 // text says what that is.
 var ErrWouldLose = errors.New("something would be lost")
 
+// lossError is what the file for the way down has said.
+type lossError string
+
+func (e lossError) Error() string { return string(e) }
+func (e lossError) Unwrap() error { return ErrWouldLose }
+
 // DownOption lets Down lose what it would refuse to lose.
 type DownOption uint8
 

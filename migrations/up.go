@@ -101,7 +101,7 @@ func run(ctx context.Context, tx pgx.Tx, schema, sql string) error {
 	if errors.As(err, &refused) {
 		switch refused.Code { // those that our files raise
 		case "PB001":
-			return fmt.Errorf("%w: %s", ErrWouldLose, refused.Message)
+			return lossError(refused.Message)
 		case "PB002":
 			return fmt.Errorf("%w: %s", ErrInvalidSchema, refused.Message)
 		case "2BP01": // dependent objects still exist

@@ -238,6 +238,7 @@ func TestFormerHolderWakesUp(t *testing.T) {
 	t.Parallel()
 	eachPostgres(t, func(t *testing.T, f *fixture, which testkit.Server) {
 		f.exec(`CREATE TABLE ` + f.table("effect") + ` (i int)`)
+		testkit.GrantAll(t, f.pool, f.table("effect"))
 		f.add("k", 1, 10)
 		old := f.stepped("test")
 		if err := old.t.startRound(t.Context(), 0); err != nil {

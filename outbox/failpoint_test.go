@@ -337,7 +337,7 @@ func TestKilledAtEveryFailpoint(t *testing.T) {
 					return 0
 				})
 				s.setRule(tr.rule)
-				spec := childSpec{Database: testkit.URL(t, testkit.PG15), Schema: f.schema, Broker: s.serve(t),
+				spec := childSpec{Database: testkit.AddressOf(f.as(testkit.Relay)), Schema: f.schema, Broker: s.serve(t),
 					Point: point, Hit: 1, Policy: policy, Window: 16, Attempts: 4, Lease: 400 * time.Millisecond, PerKey: (i+int(policy))%2 == 0}
 				s.contract.StopsKeyAtFirstFailure = !spec.PerKey
 				switch point {
@@ -416,7 +416,7 @@ func TestParkingUnderFire(t *testing.T) {
 			for range kills {
 				f.backlogFrom(done+1, perKill, keys...)
 				done += perKill
-				spec := childSpec{Database: testkit.URL(t, testkit.PG15), Schema: f.schema, Broker: broker,
+				spec := childSpec{Database: testkit.AddressOf(f.as(testkit.Relay)), Schema: f.schema, Broker: broker,
 					Point: failpoints[random.IntN(len(failpoints))], Hit: int64(1 + random.IntN(8)), Policy: policy,
 					Window: 32, Attempts: 4, Lease: 400 * time.Millisecond, PerKey: random.IntN(2) == 0}
 				args, _ := json.Marshal(spec)

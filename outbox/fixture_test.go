@@ -59,7 +59,7 @@ func (f *fixture) add(key string, first, n int) {
 
 func (f *fixture) tx(do func(tx pgx.Tx) error) {
 	f.t.Helper()
-	if err := pgx.BeginFunc(f.t.Context(), f.pool, do); err != nil {
+	if err := pgx.BeginFunc(f.t.Context(), f.as(testkit.App), do); err != nil {
 		f.t.Fatal(err)
 	}
 	f.log.Wake()
@@ -73,7 +73,7 @@ func (f *fixture) config() RelayConfig {
 // start runs a relay until the test ends or stop is called, which gives Run's error.
 func (f *fixture) start(p message.Publisher, cfg RelayConfig) (stop func() error) {
 	f.t.Helper()
-	relay, err := NewRelay(f.pool, p, cfg)
+	relay, err := NewRelay(f.as(testkit.Relay), p, cfg)
 	if err != nil {
 		f.t.Fatal(err)
 	}

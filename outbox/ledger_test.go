@@ -16,6 +16,8 @@ import (
 	"github.com/ThreeDotsLabs/watermill/message"
 	"github.com/google/uuid"
 	"github.com/jackc/pgx/v5"
+
+	"github.com/postbus/postbus/internal/testkit"
 )
 
 // long makes the tests that draw at random go on for longer: POSTBUS_TEST_LONG=1.
@@ -39,6 +41,7 @@ func newLedger(f *fixture, aggregates int) *ledger {
 	} {
 		f.exec(sql)
 	}
+	testkit.GrantAll(f.t, f.pool, f.table("aggregate"), f.table("written"), f.table("elsewhere"), f.table("holders"))
 	f.exec(`INSERT INTO `+f.table("aggregate")+` SELECT 'a' || lpad(i::text, 2, '0') FROM generate_series(1, $1) i`, aggregates)
 	return &ledger{f}
 }

@@ -57,7 +57,7 @@ func TestRunTwiceIsRefused(t *testing.T) {
 	t.Parallel()
 	f := setUp(t, testkit.PG15)
 	s := newSink()
-	relay, err := NewRelay(f.pool, s, f.config())
+	relay, err := NewRelay(f.as(testkit.Relay), s, f.config())
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -117,7 +117,7 @@ func TestStandbyTakesOverWithinTheLeaseAfterAKill(t *testing.T) {
 	t.Parallel()
 	f := setUp(t, testkit.PG15)
 	s := newSink()
-	spec := childSpec{Database: testkit.URL(t, testkit.PG15), Schema: f.schema, Broker: s.serve(t), Window: 100, Attempts: 5, Lease: time.Second}
+	spec := childSpec{Database: testkit.AddressOf(f.as(testkit.Relay)), Schema: f.schema, Broker: s.serve(t), Window: 100, Attempts: 5, Lease: time.Second}
 	args, _ := json.Marshal(spec)
 	child := testkit.StartChild(t, "relay at a failpoint", string(args))
 	f.backlog(1, "k")
@@ -191,7 +191,7 @@ func TestFrozenHolderDoesNotMoveThePosition(t *testing.T) {
 	t.Parallel()
 	f := setUp(t, testkit.PG15)
 	s := newSink()
-	spec := childSpec{Database: testkit.URL(t, testkit.PG15), Schema: f.schema, Broker: s.serve(t), Window: 30, Attempts: 5, Lease: 400 * time.Millisecond}
+	spec := childSpec{Database: testkit.AddressOf(f.as(testkit.Relay)), Schema: f.schema, Broker: s.serve(t), Window: 30, Attempts: 5, Lease: 400 * time.Millisecond}
 	keys := names("k", 10)
 	args, _ := json.Marshal(spec)
 	child := testkit.StartChild(t, "relay at a failpoint", string(args))
@@ -301,7 +301,7 @@ func TestRunLeavesNothingBehind(t *testing.T) {
 			t.Error(err)
 		}
 	}
-	f.pool.Close()
+	f.close()
 	goleak.VerifyNone(t, leaks)
 }
 
@@ -310,10 +310,7 @@ func TestNewTimelineRaisesTheIncarnation(t *testing.T) {
 	t.Parallel()
 	f := setUp(t, testkit.PG15)
 	s := newSink()
-	f.tx(func(tx pgx.Tx) error {
-		_, err := tx.Exec(t.Context(), `UPDATE `+f.table("outbox_source")+` SET timeline = '00000009'`)
-		return err
-	})
+	f.exec(`UPDATE ` + f.table("outbox_source") + ` SET timeline = '00000009'`)
 	f.backlog(1, "k")
 	for want := 1; want <= 2; want++ { // once, not with each Run
 		stop := f.start(s, f.config())

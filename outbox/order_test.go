@@ -80,16 +80,16 @@ func orderTest(t *testing.T, which testkit.Server) {
 	t.Cleanup(b.close) // after the children, which are started later, have gone
 
 	c := &chaos{t: t, b: b, start: func() *testkit.Child {
-		return testkit.StartChild(t, "relay to a broker", testkit.URL(t, which), f.schema, b.listener.Addr().String())
+		return testkit.StartChild(t, "relay to a broker", testkit.AddressOf(f.as(testkit.Relay)), f.schema, b.listener.Addr().String())
 	}}
 	c.children = []*testkit.Child{c.start(), c.start()}
 
-	pool := testkit.Postgres(t, which, func(cfg *pgxpool.Config) {
+	pool := testkit.As(t, testkit.Postgres(t, which, func(cfg *pgxpool.Config) {
 		cfg.MaxConns = writers
 		if which == testkit.PgBouncer {
 			cfg.MaxConns = 20 // its own pool has 40 for all tests
 		}
-	})
+	}), testkit.App)
 	// Writers end between two transactions: a COMMIT that was cancelled might still
 	// happen after the events are counted.
 	enough := make(chan struct{})

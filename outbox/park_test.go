@@ -67,7 +67,7 @@ func (f *fixture) backlog(n int, keys ...string) {
 
 func (f *fixture) desk() *Desk {
 	f.t.Helper()
-	d, err := NewDesk(f.pool, "test", DeskConfig{Schema: f.schema})
+	d, err := NewDesk(f.as(testkit.Admin), "test", DeskConfig{Schema: f.schema})
 	if err != nil {
 		f.t.Fatal(err)
 	}

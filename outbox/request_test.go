@@ -78,10 +78,7 @@ func TestRequestsForOneEventAreCarriedOutInTurn(t *testing.T) {
 			}
 			id := f.parkedID("bad", 1)
 			for _, action := range []string{"replay", "replay", "discard", "replay", "discard"} {
-				f.tx(func(tx pgx.Tx) error {
-					_, err := tx.Exec(t.Context(), `INSERT INTO `+f.table("relay_request")+` (relay, log_id, action) VALUES ('test', $1, $2)`, id, action)
-					return err
-				})
+				f.exec(`INSERT INTO `+f.table("relay_request")+` (relay, log_id, action) VALUES ('test', $1, $2)`, id, action)
 			}
 			s.setRule(nil)
 			f.start(s, cfg)

@@ -59,7 +59,7 @@ func TestRunTwiceOnOneRelay(t *testing.T) {
 	t.Parallel()
 	f := setUp(t, testkit.PG15)
 	s := newSink()
-	relay, err := NewRelay(f.pool, s, f.config())
+	relay, err := NewRelay(f.as(testkit.Relay), s, f.config())
 	if err != nil {
 		t.Fatal(err)
 	}

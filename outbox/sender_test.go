@@ -281,7 +281,7 @@ func TestPublisherThatHangsStopsOneKeyOnly(t *testing.T) {
 		t.Errorf("stopping took %s", took)
 	}
 	close(release)
-	f.pool.Close()
+	f.close()
 	goleak.VerifyNone(t, leaks)
 	if len(s.of("bad")) > 1 {
 		t.Errorf("delivered %v: at most the first was ever sent", s.of("bad"))

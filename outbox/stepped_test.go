@@ -36,7 +36,7 @@ func (f *fixture) stepped(name string, tune ...func(*RelayConfig)) *stepped {
 	for _, t := range tune {
 		t(&cfg)
 	}
-	relay, err := NewRelay(f.pool, newSink(), cfg)
+	relay, err := NewRelay(f.as(testkit.Relay), newSink(), cfg)
 	if err != nil {
 		f.t.Fatal(err)
 	}
@@ -47,7 +47,7 @@ func (f *fixture) stepped(name string, tune ...func(*RelayConfig)) *stepped {
 }
 
 func (f *fixture) database() *database {
-	return &database{pool: f.pool, schema: f.schema, timeout: 20 * time.Second}
+	return &database{pool: f.as(testkit.Relay), schema: f.schema, timeout: 20 * time.Second}
 }
 
 // sharing has it read as if another relay of the process read the log, too.

@@ -32,6 +32,11 @@ func Pool(t testing.TB, address string, options ...func(*pgxpool.Config)) *pgxpo
 	for _, option := range options {
 		option(config)
 	}
+	return open(t, config)
+}
+
+func open(t testing.TB, config *pgxpool.Config) *pgxpool.Pool {
+	t.Helper()
 	ctx, cancel := context.WithTimeout(context.Background(), connectTimeout)
 	defer cancel()
 	pool, err := pgxpool.NewWithConfig(ctx, config)
