@@ -207,6 +207,25 @@
 //     needs a person (TestCheckOfParkedEventsAndRequests); and of none that is as it
 //     should be (TestCheckOfWhatIsHealthy, TestCheckOfARelayThatLeavesTypesOut,
 //     TestCheckLooksTwice).
+//  23. What a durable handler writes through its Tx takes effect once for each event, in
+//     the order of its key, while its processes are killed or frozen, or a COMMIT loses its reply
+//     (TestDurableHandlerTakesEffectOnceAndInOrder, TestDurableHandlerKilledAtEveryFailpoint,
+//     TestDurableHandlerUnderFire, TestLostReplyOfADurableHandlersCommit). A frozen one holds
+//     nobody up for longer than the lease (TestFrozenDurableHandlerTakesNoEffect).
+//  24. A handler that fails, hangs, panics or ends its transaction leaves no effect, and
+//     holds up its key only; attempts are bounded and outlive a restart
+//     (TestHandlerThatMisbehavesTakesNoEffect, TestFailingEventOfADurableHandlerStopsItsKeyOnly,
+//     TestAttemptsOfADurableHandlerAreBoundedAndSurviveARestart, TestHandlersVerdictOnAnEventIsNoOutage,
+//     TestConflictOfADurableHandlerIsTriedAgainAtOnce, TestQueueThatIsFreedLetsOtherKeysThrough). In an
+//     outage nothing is put aside, and never more than may be
+//     (TestOutageOfADurableHandlerPutsNothingAside, TestOutageThatBeginsBehindTheLogsEndIsProbed,
+//     TestOutageWithAsMuchPutAsideAsMayBeEnds, TestDurableHandlerStopsWhenTooMuchIsPutAside).
+//  25. A durable handler is steered as a relay is (TestDurableHandlerIsSteered,
+//     TestFrozenDurableHandlerThatWasDropped, TestDurableHandlerAndRelayCannotShareAName,
+//     TestDurableHandlerBeginsWhereItIsTold); a rewind handles each event once more, in order, also
+//     those put aside (TestProjectionIsRebuiltWithEventsPutAside). Many of them need few
+//     connections (TestManyDurableHandlersOnFewConnections, TestRunDurablesRefusesAndEnds), and a
+//     stop counts no attempt (TestDurableHandlerStops).
 //
 // # Not promised
 //
