@@ -15,7 +15,8 @@ import (
 
 // rebuildReport has the report written anew from the whole log, and returns when its
 // handler has begun with that. Until it has caught up, readers see a part of it. If it
-// is interrupted, call it again: the handler rests until then.
+// is interrupted, call it again: the handler rests until then. What was given up or
+// discarded stays out of the new report, too.
 func rebuildReport(ctx context.Context, pool *pgxpool.Pool, schema, by string) error {
 	desk, err := outbox.NewDesk(pool, reportName, outbox.DeskConfig{Schema: schema, By: by})
 	if err != nil {
@@ -43,15 +44,6 @@ func clearAndRewind(ctx context.Context, pool *pgxpool.Pool, desk *outbox.Desk) 
 	// is open, in whatever process.
 	if err := carriedOut(ctx, desk, desk.Pause); err != nil {
 		return false, err
-	}
-	// What was put aside does not come again from the log, and would come too early.
-	parked, err := desk.Matching(ctx, outbox.ParkedFilter{States: []outbox.ParkedState{outbox.ParkedRetrying, outbox.ParkedWaiting, outbox.ParkedGivenUp}})
-	if err != nil {
-		return false, err
-	}
-	if parked.Events > 0 {
-		return false, errors.Join(fmt.Errorf("%d events of %s are put aside: have them handled or discarded first", parked.Events, reportName),
-			carriedOut(ctx, desk, desk.Resume))
 	}
 	if err := pgx.BeginFunc(ctx, pool, func(tx pgx.Tx) error { return sales.Report{}.Clear(ctx, tx) }); err != nil {
 		return false, err
