@@ -18,7 +18,7 @@ var drainNull = harness.Comparison{
 }
 
 func runDrainNull(ctx context.Context, e *harness.Env) (*harness.Report, error) {
-	rows := harness.Pick(e, 500_000, 120_000)
+	rows := harness.Pick(e, 500_000, 100_000)
 	if err := e.Migrate(ctx); err != nil {
 		return nil, err
 	}
@@ -26,7 +26,7 @@ func runDrainNull(ctx context.Context, e *harness.Env) (*harness.Report, error) 
 		return nil, err
 	}
 	o, err := harness.Contest{
-		Rounds: rounds, Rows: rows, SlowRows: harness.Pick(e, 50_000, 20_000),
+		Rounds: rounds, Rows: rows, SlowRows: harness.Pick(e, 50_000, 15_000),
 		Ours: harness.Runner{Name: "ours", Run: func(ctx context.Context, rows int) (float64, error) {
 			sink := workload.NewSink(rows)
 			return workload.Drain(ctx, e, sink.Batches(), sink, outbox.RelayConfig{}, 0)
@@ -41,7 +41,7 @@ func runDrainNull(ctx context.Context, e *harness.Env) (*harness.Report, error) 
 	if err != nil {
 		return nil, err
 	}
-	level, err := drainLevel(ctx, e, rows, harness.Pick(e, 2_000_000, 240_000), harness.Pick(e, 100_000, 40_000))
+	level, err := drainLevel(ctx, e, rows, harness.Pick(e, 2_000_000, 200_000), harness.Pick(e, 100_000, 40_000))
 	if err != nil {
 		return nil, err
 	}

@@ -23,7 +23,7 @@ const (
 )
 
 func runDrainRTT(ctx context.Context, e *harness.Env) (*harness.Report, error) {
-	rows, ones := harness.Pick(e, 500_000, 100_000), harness.Pick(e, 30_000, 8_000)
+	rows, ones := harness.Pick(e, 500_000, 100_000), harness.Pick(e, 30_000, 7_000)
 	if err := e.Migrate(ctx); err != nil {
 		return nil, err
 	}

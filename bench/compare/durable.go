@@ -30,14 +30,14 @@ func runDurable(ctx context.Context, e *harness.Env) (*harness.Report, error) {
 	}
 	_, err := e.Pool.Exec(ctx, `CREATE TABLE `+e.Table("ledger")+` (key text PRIMARY KEY, events bigint NOT NULL) WITH (fillfactor = 50);
 		INSERT INTO `+e.Table("ledger")+` SELECT DISTINCT partition_key, 0 FROM `+e.Table("outbox")+`;
-		CREATE TABLE `+e.Table("steps")+` (n bigint PRIMARY KEY, last_id bigint NOT NULL)`)
+		CREATE TABLE `+e.Table("links")+` (LIKE `+e.Table("relay_link")+` INCLUDING ALL)`)
 	if err != nil {
 		return nil, err
 	}
 	update := `UPDATE ` + e.Table("ledger") + ` SET events = events + 1 WHERE key = $1`
 	// Whatever a turn leaves behind must not be the next one's burden.
 	tidy := func(ctx context.Context) error {
-		if _, err := e.Pool.Exec(ctx, "TRUNCATE "+e.Table("steps")); err != nil {
+		if _, err := e.Pool.Exec(ctx, "TRUNCATE "+e.Table("links")); err != nil {
 			return err
 		}
 		return workload.Settle(ctx, e, "ledger")
@@ -69,7 +69,7 @@ func runDurable(ctx context.Context, e *harness.Env) (*harness.Report, error) {
 			if err := tidy(ctx); err != nil {
 				return 0, err
 			}
-			return limit.PerTx(ctx, e.Pool, e.Table("outbox"), e.Table("steps"), update, rows)
+			return limit.PerTx(ctx, e.Pool, e.Table("outbox"), e.Table("links"), update, rows)
 		}},
 		Peers: []harness.Runner{handled("batched", batched, durableBatch)},
 	}.Run(ctx, e)

@@ -54,6 +54,10 @@ func section(c Comparison, r *Report, machine string, quick bool, at time.Time) 
 	if quick {
 		how = "QUICK run, which does less work and says less"
 	}
+	if load, err := os.ReadFile("/proc/loadavg"); err == nil {
+		one, _, _ := strings.Cut(string(load), " ")
+		how += ", load average at its end " + one
+	}
 	fmt.Fprintf(&b, "- %s, %s, %s\n", at.UTC().Format("2006-01-02 15:04 MST"), how, machine)
 	return b.String()
 }
