@@ -19,7 +19,7 @@ func (f *fixture) quick() CheckConfig {
 
 func (f *fixture) check(cfg CheckConfig) []*Problem {
 	f.t.Helper()
-	err := Check(context.Background(), f.pool, cfg)
+	err := Check(context.Background(), f.as(testkit.Admin), cfg)
 	problems := Problems(err)
 	if err != nil && len(problems) == 0 {
 		f.t.Fatal(err)
@@ -136,7 +136,7 @@ func TestCheckOfARelayThatIsAliveAndPublishesNothing(t *testing.T) {
 	}
 	s.setRule(refuse)
 	f.add("k", 4, 3)
-	testkit.Eventually(t, soon, func() bool { return f.statsOf("test").Position.InRound }, "in a round")
+	testkit.Eventually(t, soon, func() bool { p := f.statsOf("test").Position; return p.InRound && p.UpperID > 3 }, "in their round")
 	f.healthy("for a moment", f.quick())
 	f.makeOld("test")
 	f.one(f.quick(), ProblemStuck, `"test"`, "event 4 ", "backlog is up to 3 events", "renews its lease", "broker")
@@ -223,7 +223,7 @@ func TestCheckOfARelayThatNobodyRuns(t *testing.T) {
 	lease("5 seconds")
 	f.healthy("a restart", f.quick())
 	lease("10 minutes")
-	f.one(f.quick(), ProblemNotRunning, "10m0s", "up to 5 events")
+	f.one(f.quick(), ProblemNotRunning, "10m", "up to 5 events")
 	lease("3 days")
 	f.one(f.quick(), ProblemAbandoned, "up to 5 events", "Desk.Drop")
 	s.drain()
@@ -255,7 +255,7 @@ func TestCheckOfPauseAndLoss(t *testing.T) {
 	f.healthy("paused", f.quick())
 	cfg := f.quick()
 	cfg.MaxPaused = time.Minute
-	f.one(cfg, ProblemPaused, "10m0s", "up to 5 events", "Desk.Resume") // since its last link: nothing better is known
+	f.one(cfg, ProblemPaused, "10m", "up to 5 events", "Desk.Resume") // since its last link: nothing better is known
 	f.exec(`INSERT INTO ` + f.table("relay_request") + ` (relay, action, done_at) VALUES ('test', 'pause', clock_timestamp() - interval '2 hours')`)
 	f.one(cfg, ProblemPaused, "2h0m")
 
@@ -289,7 +289,7 @@ func TestCheckOfParkedEventsAndRequests(t *testing.T) {
 	f.exec(`INSERT INTO ` + f.table("relay_request") + ` (relay, action, requested_at, log_id) VALUES ('test', 'replay', clock_timestamp(), 1)`)
 	f.healthy("a request is fresh", cfg)
 	f.exec(`UPDATE ` + f.table("relay_request") + ` SET requested_at = clock_timestamp() - interval '5 minutes'`)
-	f.one(cfg, ProblemRequests, "1 request wait", "5m0s", "renews its lease")
+	f.one(cfg, ProblemRequests, "1 request wait", "5m", "renews its lease")
 	f.exec(`UPDATE ` + f.table("relay_request") + ` SET relay = 'tset'`)
 	f.one(cfg, ProblemRequests, `"tset"`, "nobody has ever run")
 }
