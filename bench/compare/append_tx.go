@@ -79,7 +79,7 @@ func runAppendTx(ctx context.Context, e *harness.Env) (*harness.Report, error) {
 		}}
 	}
 	o, err := harness.Contest{
-		Rounds: rounds, Rows: harness.Pick(e, 20_000, 2_000), SlowRows: harness.Pick(e, 20_000, 2_000),
+		Rounds: rounds, Rows: harness.Pick(e, 12_000, 2_000), SlowRows: harness.Pick(e, 12_000, 2_000),
 		Ours: commits("ours", "outbox", func(ctx context.Context, tx pgx.Tx, o workload.Order) error {
 			event, err := events.New(ctx, o)
 			if err != nil {

@@ -20,7 +20,7 @@ var durable = harness.Comparison{
 const durableBatch = 100
 
 func runDurable(ctx context.Context, e *harness.Env) (*harness.Report, error) {
-	rows := harness.Pick(e, 10_000, 800)
+	rows := harness.Pick(e, 5_000, 600)
 	batched := 10 * rows
 	if err := e.Migrate(ctx); err != nil {
 		return nil, err
