@@ -166,12 +166,7 @@ func (b *EventBus) Run(ctx context.Context) error {
 		b.subscribing.Unlock()
 		return fmt.Errorf("run the bus: %w: one Run at a time", outbox.ErrAlreadyRunning)
 	}
-	var durables []*outbox.Durable
-	for _, s := range b.subscribed.Load().all {
-		if s.durable != nil {
-			durables = append(durables, s.durable)
-		}
-	}
+	durables := b.Durables()
 	b.running = len(durables) > 0
 	b.subscribing.Unlock()
 	if len(durables) == 0 {
@@ -183,6 +178,20 @@ func (b *EventBus) Run(ctx context.Context) error {
 		b.subscribing.Unlock()
 	}()
 	return outbox.RunDurables(ctx, b.pool, b.durableConnections, durables...)
+}
+
+// Durables are the durable handlers, in the order of subscription, for who wants to
+// run them otherwise than by Run: a test, to the end of the log.
+func (b *EventBus) Durables() (all []*outbox.Durable) {
+	if b == nil || b.log == nil {
+		return nil
+	}
+	for _, s := range b.subscribed.Load().all {
+		if s.durable != nil {
+			all = append(all, s.durable)
+		}
+	}
+	return all
 }
 
 // durably is what a durable handler is to the outbox.

@@ -57,6 +57,9 @@ func NewDurable(pool *pgxpool.Pool, handle DurableFunc, cfg DurableConfig) (*Dur
 // Name is that of the position.
 func (d *Durable) Name() string { return d.cfg.Name }
 
+// Config is what it runs with, defaults filled in.
+func (d *Durable) Config() DurableConfig { return d.cfg }
+
 // Run handles events until ctx is done; then it lets the handler under way return, at
 // most DrainTimeout, and returns nil. While another process holds the lease of this
 // name it stands by. It returns an error for what waiting cannot mend, as Relay.Run does.
