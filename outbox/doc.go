@@ -226,6 +226,14 @@
 //     those put aside (TestProjectionIsRebuiltWithEventsPutAside). Many of them need few
 //     connections (TestManyDurableHandlersOnFewConnections, TestRunDurablesRefusesAndEnds), and a
 //     stop counts no attempt (TestDurableHandlerStops).
+//  26. After [Rebase] in another cluster every relay and durable handler goes on with
+//     exactly what it had not settled in the state that was copied, in order, whatever
+//     it was doing and however far the two clusters have come; repeats are those of a
+//     crash (TestRebaseAgainstRandomHistories, TestRebaseAfterDumpAndRestore,
+//     TestRenumberingKeepsWhatSnapshotsCanTellApart). Events that were appended there
+//     with ids that had been passed are not lost (TestRebaseAfterLogicalReplication). It
+//     is refused while the log is in use, and does all or nothing
+//     (TestRebaseIsRefusedOrWhole).
 //
 // # Not promised
 //

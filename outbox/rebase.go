@@ -134,9 +134,7 @@ type rebase struct {
 	xids      renumbering
 	apart     []uint64 // transactions that the renumbering keeps apart; sorted
 
-	// appendedHere is a condition on rows of outbox: that they were appended in this
-	// cluster, some of them with ids that positions had passed in the other.
-	appendedHere string
+	moving []int64 // ids of events that were appended here, if some of them were passed elsewhere; sorted
 }
 
 // run looks before it locks anything: most refusals need no lock.

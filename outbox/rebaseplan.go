@@ -105,36 +105,38 @@ func (r *rebase) planXids(ctx context.Context) error {
 	return r.planMoves(ctx, next)
 }
 
-// planMoves counts the events that were appended here with ids that positions have
+// planMoves finds the events that were appended here with ids that positions have
 // passed in the other cluster: after a switch to a logical replica whose sequence
-// began anew, say.
+// began anew, say. If there are such, all that was appended here moves.
+//
+// It is told by what can only be so for them. The id is one that this cluster's
+// sequence has given out. The transaction is not older than the table is here. And
+// the tuple's xmin is that transaction, or a part of it that began later, so that no
+// other transaction's rows have it; what was copied here has the xmin of the copy.
+// A row from elsewhere that looks like this by chance is published again.
 func (r *rebase) planMoves(ctx context.Context, next int64) error {
-	r.appendedHere = `false`
+	r.moving, r.report.Moved = []int64{}, 0 // nil would be NULL
 	if *r.origin.log == r.origin.here && r.origin.links == nil {
-		return nil // all of it was
+		return nil // all of it was appended here
 	}
-	// A tuple's xmin is the transaction that inserted it here, or a part of it that
-	// began later. For what was appended here that is not below the row's xid; for
-	// what was copied here it is the copy's. And the table is older than any append.
-	// The upper half of an xmin is that of the highest id that is not above next.
-	full := func(xmin string) string {
-		return fmt.Sprintf(`(%d - ((%d - %s::text::bigint) & 4294967295))::text::xid8`, next, next, xmin)
-	}
-	var created string
-	if err := r.tx.QueryRow(ctx, `SELECT `+full("xmin")+`::text FROM pg_attribute WHERE attrelid = `+quoteLiteral(r.db.table("outbox"))+`::regclass AND attnum = -1`).
-		Scan(&created); err != nil {
+	log := r.db.table("outbox")
+	// The upper half of an xmin, which has 32 bits, is that of the highest number that
+	// is not above next.
+	const full = `($1::bigint - (($1::bigint - xmin::text::bigint) & 4294967295))::text::xid8`
+	rows, err := r.tx.Query(ctx, `SELECT id FROM (
+			SELECT id, xid, `+full+` AS inserted, min(xid) OVER same = max(xid) OVER same AS alone
+			FROM `+log+` WINDOW same AS (PARTITION BY xmin::text)) AS o
+		WHERE id <= $2 AND xid >= (SELECT `+full+` FROM pg_attribute WHERE attrelid = $3::text::regclass AND attnum = -1)
+			AND (xid = inserted OR xid < inserted AND alone)
+		ORDER BY id`, next, r.ids.sequence, log)
+	if err != nil {
 		return err
 	}
-	r.appendedHere = `(xid >= '` + created + `' AND xid <= ` + full("outbox.xmin") + `)`
-	var passed bool
-	if err := r.tx.QueryRow(ctx, `SELECT count(*), coalesce(bool_or(id <= $1), false) FROM `+r.db.table("outbox")+` AS outbox WHERE `+r.appendedHere, r.ids.read).
-		Scan(&r.report.Moved, &passed); err != nil {
-		return err
+	here, err := pgx.CollectRows(rows, pgx.RowTo[int64])
+	if err == nil && len(here) > 0 && here[0] <= r.ids.read {
+		r.moving, r.report.Moved = here, int64(len(here))
 	}
-	if !passed {
-		r.report.Moved, r.appendedHere = 0, `false`
-	}
-	return nil
+	return err
 }
 
 // countUnsettled says for each position what it has not settled, in the terms of the
@@ -153,10 +155,10 @@ func (r *rebase) countUnsettled(ctx context.Context) error {
 		err := r.tx.QueryRow(ctx, `SELECT count(*) FILTER (WHERE id <= $12), count(*) FILTER (WHERE id > $12), coalesce(min(id), 0)
 			FROM `+r.db.table("outbox")+` AS outbox
 			WHERE (id > $1 OR `+unseen("$2", "$3", "$4")+` OR NOT $13::boolean AND id > $5 AND `+unseen("$6", "$7", "$8")+`)
-			AND slot BETWEEN $9 AND $10 AND id >= $11 AND NOT `+r.appendedHere,
+			AND slot BETWEEN $9 AND $10 AND id >= $11 AND id <> ALL ($14::bigint[])`,
 			p.read(), p.round.snap.text, p.round.seenID, texts(p.round.snap.xip),
 			p.lastID, p.round.prev.text, p.round.prevID, texts(p.round.prev.xip), p.slots.from, p.slots.to, p.skipBelow,
-			behind, p.finished()).
+			behind, p.finished(), r.moving).
 			Scan(&c.Late, &c.Rest, &c.FirstID)
 		if err != nil {
 			return err

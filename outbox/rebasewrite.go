@@ -39,9 +39,8 @@ func (r *rebase) moveAppendedHere(ctx context.Context) error {
 	if r.report.Moved == 0 {
 		return nil
 	}
-	log := r.db.table("outbox")
-	tag, err := r.tx.Exec(ctx, `UPDATE `+log+` AS o SET id = $1 + l.k
-		FROM (SELECT id, row_number() OVER (ORDER BY id) AS k FROM `+log+` AS outbox WHERE `+r.appendedHere+`) AS l WHERE o.id = l.id`, r.ids.highest)
+	tag, err := r.tx.Exec(ctx, `UPDATE `+r.db.table("outbox")+` AS o SET id = $1 + l.k
+		FROM unnest($2::bigint[]) WITH ORDINALITY AS l (id, k) WHERE o.id = l.id`, r.ids.highest, r.moving)
 	if err == nil && tag.RowsAffected() != r.report.Moved {
 		err = fmt.Errorf("%d events have got new ids instead of %d", tag.RowsAffected(), r.report.Moved)
 	}
