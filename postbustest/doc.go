@@ -27,6 +27,10 @@
 //	parked := postbustest.RunToEnd(t, pool, &broker, outbox.RelayConfig{Schema: schema})
 //	postbustest.RequirePublished[order.Placed](t, &broker, postbustest.Times(2))
 //
+// Handlers of the log run to its end:
+//
+//	parked := postbustest.RunDurablesToEnd(t, pool, eventBus.Durables())
+//
 // The helpers take a testing.TB and end the test where they fail: call them from the
 // test's own goroutine. There are no build tags: import the package in _test files only.
 //
@@ -59,7 +63,14 @@
 //     TestRunToEndSkipsKeys, TestRunToEndEndsWhileMoreIsCommitted,
 //     TestRunToEndBesideARunningRelay). Else it says what is
 //     left (TestRunToEndSaysWhatIsLeft, TestRunToEndRefuses).
-//  8. A Schema is the test's own, and gone after it, although the test has closed its
+//  8. RunDurablesToEnd returns when the log has nothing left for any of the handlers,
+//     what they publish themselves included, and not before; what only a person can
+//     get out it gives, by handler (TestRunDurablesToEndHandlesAll,
+//     TestRunDurablesToEndTellsWhatIsParked). Else it says for each handler what is
+//     left, and which event is in the way with which error, also when one hangs
+//     (TestRunDurablesToEndSaysWhatIsLeft, TestRunDurablesToEndWithOneThatHangs,
+//     TestRunDurablesToEndRefuses).
+//  9. A Schema is the test's own, and gone after it, although the test has closed its
 //     pool (TestSchemaIsTheTestsOwn, TestSchemaIsDroppedThoughThePoolIsClosed,
 //     TestSchemaRefuses).
 //
@@ -72,8 +83,8 @@
 // no consumers. It honours the deadline of a call; a publisher that does not is not
 // among its faults.
 //
-// Speed on a large log: RunToEnd looks at the whole of it again and again. It is for
-// the few thousand events of a test.
+// Speed on a large log: RunToEnd and RunDurablesToEnd look at the whole of it
+// again and again. They are for the few thousand events of a test.
 //
 // The time that a helper takes to fail. Limits bound waiting; a database that does
 // not answer, or a call that hangs in a relay, may add some seconds.

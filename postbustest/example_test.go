@@ -4,7 +4,9 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"log/slog"
 	"testing"
+	"time"
 
 	"github.com/jackc/pgx/v5"
 
@@ -100,6 +102,49 @@ func ExampleRunToEnd() {
 	// a repeat: true
 	// order.placed o-2 given_up
 	// order.cancelled o-2 waiting
+}
+
+// A durable handler gets all that was committed, and again and again what it fails at.
+func ExampleRunDurablesToEnd() {
+	t, done := thisTest()
+	defer done()
+	ctx := context.Background()
+	pool := testkit.Postgres(t, testkit.PG15)
+	schema := postbustest.Schema(t, pool)
+	log, err := outbox.NewLog(outbox.LogConfig{Schema: schema})
+	if err != nil {
+		t.Fatal(err)
+	}
+	eventBus, err := bus.New(log, bus.Config{Pool: pool, Durable: outbox.DurableConfig{
+		Retry:  outbox.RetryConfig{Initial: time.Millisecond, MaxAttempts: 2}, // for tests
+		Logger: slog.New(slog.DiscardHandler),
+	}})
+	if err != nil {
+		t.Fatal(err)
+	}
+	sum := int64(0)
+	bus.SubscribeDurable(eventBus, "stock.ledger", bus.FromBeginning, func(ctx context.Context, tx pgx.Tx, e events.Event[OrderPlaced]) error {
+		if e.Data.Cents < 0 {
+			return errors.New("no such price")
+		}
+		sum += e.Data.Cents // yours writes through tx
+		return nil
+	})
+	err = bus.InTx(ctx, pool, func(ctx context.Context, tx pgx.Tx) error {
+		return eventBus.Publish(ctx, tx, OrderPlaced{OrderID: "o-1", Cents: 4200}, OrderPlaced{OrderID: "o-2", Cents: -1})
+	})
+	if err != nil {
+		t.Fatal(err)
+	}
+	for name, parked := range postbustest.RunDurablesToEnd(t, pool, eventBus.Durables()) {
+		for _, p := range parked {
+			fmt.Println(name, p.EventType, p.Key, p.State)
+		}
+	}
+	fmt.Println(sum)
+	// Output:
+	// stock.ledger order.placed o-2 given_up
+	// 4200
 }
 
 func newBus(t testing.TB, schema string) *bus.EventBus {

@@ -79,7 +79,11 @@ func RunToEnd(t testing.TB, pool *pgxpool.Pool, publisher message.Publisher, cfg
 	if err := stopped(); err != nil {
 		t.Fatalf("RunToEnd: %v", err)
 	}
-	return desk(t, pool, cfg)
+	parked, err := desk(pool, cfg.Schema, cfg.Name)
+	if err != nil {
+		t.Fatalf("RunToEnd: %v", err)
+	}
+	return parked
 }
 
 func forTests(cfg outbox.RelayConfig, log *testLog) outbox.RelayConfig {
@@ -95,17 +99,17 @@ func forTests(cfg outbox.RelayConfig, log *testLog) outbox.RelayConfig {
 	return cfg
 }
 
-func desk(t testing.TB, pool *pgxpool.Pool, cfg outbox.RelayConfig) (all []outbox.ParkedEvent) {
-	t.Helper()
-	open, err := outbox.NewDesk(pool, cfg.Name, outbox.DeskConfig{Schema: cfg.Schema})
+// desk gives what is parked under a name, but for what was discarded.
+func desk(pool *pgxpool.Pool, schema, name string) (all []outbox.ParkedEvent, err error) {
+	open, err := outbox.NewDesk(pool, name, outbox.DeskConfig{Schema: schema})
 	if err != nil {
-		t.Fatalf("RunToEnd: %v", err)
+		return nil, err
 	}
 	const page = 1000
 	for after := int64(0); ; {
 		found, err := open.Parked(context.Background(), outbox.ParkedFilter{}, after, page) // has a timeout of its own
 		if err != nil {
-			t.Fatalf("RunToEnd: %v", err)
+			return nil, err
 		}
 		for _, p := range found {
 			after = p.LogID
@@ -114,7 +118,7 @@ func desk(t testing.TB, pool *pgxpool.Pool, cfg outbox.RelayConfig) (all []outbo
 			}
 		}
 		if len(found) < page {
-			return all
+			return all, nil
 		}
 	}
 }
@@ -145,7 +149,21 @@ type leftOver struct {
 	LastError string
 }
 
-// leftSQL gives, of what $2 sees, what relay $1 has still to do. It is one statement,
+func (l leftOver) String() string {
+	if l.LogID == 0 { // a request that is about no event
+		return l.Why
+	}
+	line := fmt.Sprintf("event %d: %s", l.LogID, l.Why)
+	if l.EventID != "" {
+		line += fmt.Sprintf("  %s  key %q  id %s", l.EventType, l.Key, l.EventID)
+	}
+	if l.Attempts > 0 || l.LastError != "" {
+		line += fmt.Sprintf("  %d attempts: %s", l.Attempts, clip(l.LastError, 400))
+	}
+	return line
+}
+
+// leftSQL gives, of what $2 sees, what relay or durable handler $1 has still to do. It is one statement,
 // and so one snapshot: an event is passed and parked in one transaction.
 //
 // An event is passed if an earlier round has seen it, or if it is one of the present
@@ -172,36 +190,38 @@ WHERE p.relay = $1 AND pg_visible_in_snapshot(p.xid, $2::text::pg_snapshot) AND 
 		SELECT FROM {schema}.parked AS g WHERE g.relay = $1 AND g.state = 'given_up'
 			AND g.topic = p.topic AND g.partition_key = p.partition_key AND g.log_id < p.log_id)))
 UNION ALL
-SELECT q.log_id, '', '', '', 'a ' || q.action || ' that was asked for', 0, ''
+SELECT coalesce(q.log_id, 0), '', '', '', 'a ' || q.action || ' that was asked for', 0, ''
 FROM {schema}.relay_request AS q
 WHERE q.relay = $1 AND q.done_at IS NULL
 ORDER BY 1 LIMIT 100`
 
 func (e *endOfLog) left(ctx context.Context) ([]leftOver, error) {
-	schema := pgx.Identifier{e.cfg.Schema}.Sanitize()
-	rows, err := e.pool.Query(ctx, strings.ReplaceAll(leftSQL, "{schema}", schema), e.cfg.Name, e.snapshot, e.cfg.Policy == outbox.BlockKey)
+	left, err := leftTo(ctx, e.pool, e.cfg.Schema, e.cfg.Name, e.cfg.Policy, e.snapshot)
+	if err == nil {
+		e.last = left
+	}
+	return left, err
+}
+
+// asks is a pool or a transaction.
+type asks interface {
+	Query(ctx context.Context, sql string, args ...any) (pgx.Rows, error)
+}
+
+func leftTo(ctx context.Context, db asks, schema, name string, policy outbox.Policy, snapshot string) ([]leftOver, error) {
+	schema = pgx.Identifier{schema}.Sanitize()
+	rows, err := db.Query(ctx, strings.ReplaceAll(leftSQL, "{schema}", schema), name, snapshot, policy == outbox.BlockKey)
 	if err != nil {
 		return nil, err
 	}
-	left, err := pgx.CollectRows(rows, pgx.RowToStructByPos[leftOver])
-	if err != nil {
-		return nil, err
-	}
-	e.last = left
-	return left, nil
+	return pgx.CollectRows(rows, pgx.RowToStructByPos[leftOver])
 }
 
 // tell says what is left, and what may keep it.
 func (e *endOfLog) tell() string {
 	lines := make([]string, len(e.last))
 	for i, l := range e.last {
-		lines[i] = fmt.Sprintf("event %d: %s", l.LogID, l.Why)
-		if l.EventID != "" {
-			lines[i] += fmt.Sprintf("  %s  key %q  id %s", l.EventType, l.Key, l.EventID)
-		}
-		if l.Attempts > 0 {
-			lines[i] += fmt.Sprintf("  %d attempts: %s", l.Attempts, clip(l.LastError, 200))
-		}
+		lines[i] = l.String()
 	}
 	at := ""
 	if len(e.last) == 100 {

@@ -106,7 +106,7 @@ func TestRunToEndOutlivesFaults(t *testing.T) {
 	}
 	hung := b.On(t, postbustest.When{Key: "poison", Type: "order.cancelled"}, postbustest.Hang())
 	mustFail(t, func(t testing.TB) {
-		postbustest.RunToEnd(t, w.pool, &b, outbox.RelayConfig{Schema: w.schema, DrainTimeout: 10 * time.Millisecond}, postbustest.Within(time.Second))
+		postbustest.RunToEnd(t, w.pool, &b, outbox.RelayConfig{Schema: w.schema, DrainTimeout: 10 * time.Millisecond}, postbustest.Within(3*time.Second))
 	}, ": waiting", `order.cancelled  key "poison"`)
 	hung.Stop()
 	if parked := postbustest.RunToEnd(t, w.pool, &b, cfg); len(parked) != 0 {
@@ -153,8 +153,8 @@ func TestRunToEndSaysWhatIsLeft(t *testing.T) {
 	w.commit(t, OrderPlaced{OrderID: "o-2"})
 	hung := b.On(t, postbustest.When{Key: "o-1"}, postbustest.Hang())
 	v := mustFail(t, func(t testing.TB) {
-		postbustest.RunToEnd(t, w.pool, &b, cfg, postbustest.Within(500*time.Millisecond))
-	}, "within 500ms", "left are 2:", "event 2: not settled yet", `order.placed  key "o-1"`, "hangs")
+		postbustest.RunToEnd(t, w.pool, &b, cfg, postbustest.Within(3*time.Second))
+	}, "within 3s", "left are 2:", "event 2: not settled yet", `order.placed  key "o-1"`, "hangs")
 	if !strings.Contains(strings.Join(v.logged, "\n"), "relay active") {
 		t.Errorf("the test's log: %q", v.logged)
 	}
@@ -165,8 +165,20 @@ func TestRunToEndSaysWhatIsLeft(t *testing.T) {
 	w.commit(t, OrderPlaced{OrderID: "o-4"})
 	cfg.Retry.MaxAttempts = 1_000_000
 	mustFail(t, func(t testing.TB) {
-		postbustest.RunToEnd(t, w.pool, &b, cfg, postbustest.Within(2*time.Second))
+		postbustest.RunToEnd(t, w.pool, &b, cfg, postbustest.Within(5*time.Second))
 	}, "event 4: retrying", "attempts: not today", `key "o-3"`)
+
+	// A relay that nobody lets go on.
+	desk, err := outbox.NewDesk(w.pool, "test", outbox.DeskConfig{Schema: w.schema})
+	if err != nil {
+		t.Fatal(err)
+	}
+	if _, err := desk.Pause(t.Context()); err != nil {
+		t.Fatal(err)
+	}
+	mustFail(t, func(t testing.TB) {
+		postbustest.RunToEnd(t, w.pool, &b, cfg, postbustest.Within(time.Second))
+	}, "event 4: retrying")
 }
 
 func TestRunToEndRefuses(t *testing.T) {
