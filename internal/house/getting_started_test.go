@@ -41,9 +41,9 @@ func TestGettingStarted(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	write(t, filepath.Join(dir, "shop/redis/main.go"), stepFour(t, string(source), toRedis))
+	write(t, filepath.Join(dir, "shop/redis/main.go"), toRedisStreams(t, string(source), toRedis))
 	bin := filepath.Join(dir, "bin")
-	if out, ok := goIn(dir, "build", "-o", bin+"/", "./shop", "./shop/redis", "./shop/consumer"); !ok {
+	if out, ok := goIn(dir, "build", "-o", bin+"/", "./shop", "./shop/report", "./shop/redis", "./shop/consumer"); !ok {
 		t.Fatal(out)
 	}
 	env := readersServers(t)
@@ -58,8 +58,18 @@ func TestGettingStarted(t *testing.T) {
 	shop.printsTimes("to the broker: order ", 2)
 	shop.interrupt()
 
+	report := start(t, env, filepath.Join(bin, "report"))
+	report.prints("counted o-1\n", "counted o-2\n", "counted o-3\n")
+	report.interrupt()
+	report = start(t, env, filepath.Join(bin, "report"))
+
 	shop = start(t, env, filepath.Join(bin, "redis"), "o-4")
 	shop.prints("committed: o-4\n")
+	report.prints("counted o-4\n")
+	report.interrupt()
+	if out := report.text(); strings.Count(out, "counted") != 1 {
+		t.Errorf("an order was counted again:\n%s", out)
+	}
 	consumer := start(t, env, filepath.Join(bin, "consumer"))
 	for i := range 4 {
 		consumer.prints(fmt.Sprintf("packed o-%d\n", i+1), fmt.Sprintf("receipt for o-%d\n", i+1))
@@ -77,14 +87,14 @@ func TestGettingStarted(t *testing.T) {
 	}
 }
 
-// stepFour does what step 4 tells the reader to do with main.go.
-func stepFour(t *testing.T, source, toRedis string) string {
+// toRedisStreams does what step 5 tells the reader to do with main.go.
+func toRedisStreams(t *testing.T, source, toRedis string) string {
 	t.Helper()
 	before, after, ok := strings.Cut(source, "\t// Drain the log to the broker.\n\trelay, err := outbox.NewRelay(pool, printer{}")
 	_, after, ok2 := strings.Cut(after, "\n")
 	after, _, ok3 := strings.Cut(after, "// printer stands in")
 	if toRedis == "" || !ok || !ok2 || !ok3 {
-		t.Fatal("step 4 of docs/getting-started.md does not fit its main.go")
+		t.Fatal("step 5 of docs/getting-started.md does not fit its main.go")
 	}
 	source = before + toRedis + after
 	source = strings.Replace(source, "\t\"github.com/ThreeDotsLabs/watermill/message\"\n", "", 1)
