@@ -141,7 +141,7 @@ func TestRebaseAgainstRandomHistories(t *testing.T) {
 	for _, which := range []testkit.Server{testkit.PG15, testkit.PG18} {
 		usedUp(t, testkit.Postgres(t, which), enough)
 	}
-	eachPostgres(t, func(t *testing.T, f *fixture, _ testkit.Server) {
+	eachPostgres(t, func(t *testing.T, f *fixture, which testkit.Server) {
 		created := int64(f.count(`SELECT pg_snapshot_xmax(pg_current_snapshot())::text::bigint`)) - 100
 		l := newLedger(f, 9)
 		ctx := t.Context()
@@ -215,6 +215,11 @@ func TestRebaseAgainstRandomHistories(t *testing.T) {
 					t.Fatal(err)
 				}
 			}
+			// It has an xid before the rebase, and an id after it.
+			early := f.begin(f.session(which))
+			if _, err := early.Exec(ctx, `SELECT pg_current_xact_id()`); err != nil {
+				t.Fatal(err)
+			}
 			if err := f.database().check(ctx); !errors.Is(err, ErrOtherCluster) {
 				t.Fatalf("before the rebase: %v, want ErrOtherCluster", err)
 			}
@@ -236,6 +241,14 @@ func TestRebaseAgainstRandomHistories(t *testing.T) {
 				relays[i] = s.continued(f)
 				s.stop()
 			}
+			if draw.IntN(2) == 0 {
+				relays[draw.IntN(3)].drain()
+			}
+			if err := l.write(ctx, early, "a01"); err != nil {
+				t.Fatal(err)
+			}
+			relays[draw.IntN(3)].drain()
+			f.commit(early)
 		}
 		for _, s := range relays {
 			s.drain()
