@@ -19,6 +19,8 @@ type database struct {
 	schema  string
 	timeout time.Duration // of one call
 
+	pooled bool // through a pooler that may lose prepared statements: check has found out
+
 	// heavy bounds how many owners that share a pool are at something that may take
 	// long, so that connections are left for what must not wait; nil: no bound.
 	heavy chan struct{}

@@ -6,6 +6,7 @@ import (
 
 	"github.com/jackc/pgx/v5/pgconn"
 
+	"github.com/postbus/postbus/internal/pooler"
 	"github.com/postbus/postbus/migrations"
 )
 
@@ -30,6 +31,9 @@ var (
 	ErrDropped = errors.New("the position was dropped")
 	// ErrPositionLost is returned by Run when retention's cap has ended the position.
 	ErrPositionLost = errors.New("the position is lost")
+	// ErrExecMode is wrapped when the pool's query exec mode does not work through the
+	// pooler that it is connected to: put default_query_exec_mode=exec into its address.
+	ErrExecMode = pooler.ErrExecMode
 	// ErrNotParked is wrapped when a request names an event that is not parked.
 	ErrNotParked = errors.New("not parked")
 
@@ -57,6 +61,9 @@ func explain(schema string, err error) error {
 	var pg *pgconn.PgError
 	if !errors.As(err, &pg) {
 		return err
+	}
+	if pooler.Lost(err) {
+		return pooler.Explain(err)
 	}
 	switch pg.Code {
 	case codeUndefinedTable, codeUndefinedColumn, codeInvalidSchemaName:

@@ -11,6 +11,7 @@ import (
 	"github.com/cenkalti/backoff/v5"
 	"github.com/google/uuid"
 
+	"github.com/postbus/postbus/internal/pooler"
 	"github.com/postbus/postbus/migrations"
 )
 
@@ -41,7 +42,7 @@ func (s *shift) run(ctx context.Context) error {
 		if ctx.Err() != nil {
 			return nil
 		}
-		return fmt.Errorf("run %s: %w", s.who, err)
+		return fmt.Errorf("run %s: %w", s.who, pooler.Explain(err))
 	}
 	_, found, err := s.db.readControl(ctx, s.who)
 	if err != nil && isFinal(err) {
@@ -64,6 +65,8 @@ func (s *shift) run(ctx context.Context) error {
 			return nil
 		case isFinal(err):
 			return fmt.Errorf("run %s: %w", s.who, err)
+		case s.db.pooled && pooler.Lost(err): // it will again
+			return fmt.Errorf("run %s: %w", s.who, pooler.Explain(err))
 		case errors.Is(err, errLeaseLost):
 			s.log.Warn("lease lost, standing by")
 		case err != nil:

@@ -7,6 +7,7 @@ import (
 
 	"github.com/jackc/pgx/v5"
 
+	"github.com/postbus/postbus/internal/pooler"
 	"github.com/postbus/postbus/migrations"
 )
 
@@ -34,12 +35,20 @@ func (d *database) check(ctx context.Context) error {
 	return d.checkSequence(ctx)
 }
 
-// checkServer finds out whether there is a server, and one that can be written to.
+// checkServer finds out whether there is a server, one that can be written to, and
+// nothing before it that this pool cannot work through.
 func (d *database) checkServer(ctx context.Context) error {
 	ctx, cancel := context.WithTimeout(ctx, d.timeout)
 	defer cancel()
+	var err error
+	if d.pooled, err = pooler.Check(ctx, d.pool); errors.Is(err, ErrExecMode) {
+		return err
+	}
 	var standby bool
-	if err := d.pool.QueryRow(ctx, `SELECT pg_is_in_recovery()`).Scan(&standby); err != nil {
+	if err == nil {
+		err = d.pool.QueryRow(ctx, `SELECT pg_is_in_recovery()`).Scan(&standby)
+	}
+	if err != nil {
 		return fmt.Errorf("reach the database (is the pool's DSN right, and the server up?): %w", err)
 	}
 	if standby {

@@ -6,9 +6,9 @@ import (
 	"strings"
 	"testing"
 
-	"github.com/jackc/pgx/v5"
 	"github.com/jackc/pgx/v5/pgxpool"
 
+	"github.com/postbus/postbus/internal/pooler"
 	"github.com/postbus/postbus/migrations"
 )
 
@@ -101,18 +101,12 @@ func AddressOf(pool *pgxpool.Pool) string {
 	return config.ConnString() + "&role=" + role
 }
 
-// pooled tells whether something between us and the server has given the session a
-// process id of its own.
-func pooled(t testing.TB, pool *pgxpool.Pool) (is bool) {
+// pooled tells whether a pooler stands before the server.
+func pooled(t testing.TB, pool *pgxpool.Pool) bool {
 	t.Helper()
 	ctx, cancel := context.WithTimeout(context.Background(), connectTimeout)
 	defer cancel()
-	err := pool.AcquireFunc(ctx, func(conn *pgxpool.Conn) error {
-		var pid uint32
-		err := conn.QueryRow(ctx, `SELECT pg_backend_pid()`, pgx.QueryExecModeSimpleProtocol).Scan(&pid)
-		is = pid != conn.Conn().PgConn().PID()
-		return err
-	})
+	is, err := pooler.Behind(ctx, pool)
 	if err != nil {
 		t.Fatalf("look for a pooler before Postgres: %v", err)
 	}
