@@ -34,7 +34,7 @@ func TestDropEndsARelayForGood(t *testing.T) {
 	f.start(newSink(), other)
 	stop := f.start(s, f.config())
 	eventually(t, func() bool { return len(f.parkedStates("bad")) == 3 && len(s.of("good")) == 3 }, "parked")
-	d, err := NewDesk(f.pool, "test", DeskConfig{Schema: f.schema, By: "anna"})
+	d, err := NewDesk(f.as(testkit.Admin), "test", DeskConfig{Schema: f.schema, By: "anna"})
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -239,7 +239,7 @@ func TestDropWhileAnotherProcessStandsBy(t *testing.T) {
 	b := newBook(t)
 	cfg := f.config()
 	cfg.Logger = slog.New(b)
-	relay, err := NewRelay(f.pool, second, cfg)
+	relay, err := NewRelay(f.as(testkit.Relay), second, cfg)
 	if err != nil {
 		t.Fatal(err)
 	}

@@ -35,7 +35,7 @@ func (f *fixture) known(name, kind string) {
 // asked gives the record of a name, a line per request, in order.
 func (f *fixture) asked(name string) string {
 	f.t.Helper()
-	d, err := NewDesk(f.pool, name, DeskConfig{Schema: f.schema})
+	d, err := NewDesk(f.as(testkit.Admin), name, DeskConfig{Schema: f.schema})
 	if err != nil {
 		f.t.Fatal(err)
 	}

@@ -13,7 +13,7 @@ func TestMatchingEventsAreAskedForOneByOne(t *testing.T) {
 	t.Parallel()
 	f := setUp(t, testkit.PG15)
 	f.parkOneOfEach()
-	d, err := NewDesk(f.pool, "test", DeskConfig{Schema: f.schema, By: "anna, INC-7"})
+	d, err := NewDesk(f.as(testkit.Admin), "test", DeskConfig{Schema: f.schema, By: "anna, INC-7"})
 	if err != nil {
 		t.Fatal(err)
 	}

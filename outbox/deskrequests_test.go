@@ -65,7 +65,7 @@ func TestRecordOfRequests(t *testing.T) {
 	ctx := t.Context()
 	for range 5 {
 		for _, name := range []string{"test", "other"} {
-			d, err := NewDesk(f.pool, name, DeskConfig{Schema: f.schema})
+			d, err := NewDesk(f.as(testkit.Admin), name, DeskConfig{Schema: f.schema})
 			if err != nil {
 				t.Fatal(err)
 			}
@@ -98,7 +98,7 @@ func TestRecordOfRequests(t *testing.T) {
 			t.Errorf("wait for request %d: %v", id, err)
 		}
 	}
-	if stranger, err := NewDesk(f.pool, "nobody", DeskConfig{Schema: f.schema}); err != nil {
+	if stranger, err := NewDesk(f.as(testkit.Admin), "nobody", DeskConfig{Schema: f.schema}); err != nil {
 		t.Error(err)
 	} else if none, err := stranger.Requests(ctx, 0, 10); err != nil || len(none) != 0 {
 		t.Errorf("of a stranger: %v, %v", none, err)

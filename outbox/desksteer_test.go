@@ -23,7 +23,7 @@ func TestSteeringIsAskedFor(t *testing.T) {
 			f.pool = testkit.Postgres(t, testkit.PG15, func(c *pgxpool.Config) { c.ConnConfig.DefaultQueryExecMode = mode })
 			f.known("test", "relay")
 			ctx := t.Context()
-			d, err := NewDesk(f.pool, "test", DeskConfig{Schema: f.schema, By: "anna"})
+			d, err := NewDesk(f.as(testkit.Admin), "test", DeskConfig{Schema: f.schema, By: "anna"})
 			if err != nil {
 				t.Fatal(err)
 			}
@@ -114,7 +114,7 @@ func TestSteeringThatMakesNoSenseIsRefused(t *testing.T) {
 	f.known("test", "relay")
 	f.known("stock.ledger", "handler")
 	ctx, d := t.Context(), f.desk()
-	handler, err := NewDesk(f.pool, "stock.ledger", DeskConfig{Schema: f.schema})
+	handler, err := NewDesk(f.as(testkit.Admin), "stock.ledger", DeskConfig{Schema: f.schema})
 	if err != nil {
 		t.Fatal(err)
 	}

@@ -23,7 +23,7 @@ func (f *fixture) rebase(cfg RebaseConfig) (RebaseReport, error) {
 	cfg.Schema = f.schema
 	ctx, cancel := context.WithTimeout(f.t.Context(), time.Minute)
 	defer cancel()
-	return Rebase(ctx, f.pool, cfg)
+	return Rebase(ctx, f.as(testkit.Admin), cfg)
 }
 
 func (f *fixture) rebased(cfg RebaseConfig) RebaseReport {

@@ -47,7 +47,7 @@ func TestRetentionEndsAPosition(t *testing.T) {
 				} else if !errors.Is(err, errFenced) {
 					t.Errorf("a holder that was at work: %v, want errFenced", err)
 				}
-				relay, err := NewRelay(f.pool, newSink(), RelayConfig{Name: "slow", Schema: f.schema, Logger: testLogger(t)})
+				relay, err := NewRelay(f.as(testkit.Relay), newSink(), RelayConfig{Name: "slow", Schema: f.schema, Logger: testLogger(t)})
 				if err != nil {
 					t.Fatal(err)
 				}
@@ -194,7 +194,7 @@ func TestRetentionRunsOneAtATime(t *testing.T) {
 	if err := first.Run(t.Context()); !errors.Is(err, ErrAlreadyRunning) {
 		t.Errorf("a second Run of one value: %v, want ErrAlreadyRunning", err)
 	}
-	if stats, err := ReadStats(t.Context(), f.pool, f.schema); err != nil || len(stats.Relays) != 1 {
+	if stats, err := ReadStats(t.Context(), f.as(testkit.Admin), f.schema); err != nil || len(stats.Relays) != 1 {
 		t.Errorf("statistics of %+v (%v), want those of the one relay", stats.Relays, err)
 	}
 	one := holder()

@@ -19,7 +19,7 @@ import (
 
 func (f *fixture) stats() Stats {
 	f.t.Helper()
-	s, err := ReadStats(context.Background(), f.pool, f.schema)
+	s, err := ReadStats(context.Background(), f.as(testkit.Admin), f.schema)
 	if err != nil {
 		f.t.Fatal(err)
 	}
