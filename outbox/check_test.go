@@ -107,12 +107,20 @@ func TestCheckOfWhatIsHealthy(t *testing.T) {
 func TestCheckOfARelayThatLeavesTypesOut(t *testing.T) {
 	t.Parallel()
 	f := setUp(t, testkit.PG15)
-	f.exec(`INSERT INTO ` + f.table("relay") + ` (relay, kind, types, skip_below) VALUES ('test', 'relay', '{stock.*}', 0)`)
+	out := newSink()
+	f.start(out, f.config())
+	testkit.Eventually(t, soon, func() bool { return len(f.stats().Relays) == 1 && f.statsOf("test").Position.Link > 0 }, "begun")
+	if _, err := f.desk().SetTypes(t.Context(), "stock.*"); err != nil {
+		t.Fatal(err)
+	}
+	testkit.Eventually(t, soon, func() bool { return f.statsOf("test").Types != nil }, "told")
 	f.add("k", 1, 3)
-	f.start(newSink(), f.config())
 	testkit.Eventually(t, soon, func() bool { return f.statsOf("test").Position.ID == 3 }, "passed")
 	f.exec(`UPDATE ` + f.table("outbox") + aged)
 	f.healthy("with types left out", f.quick())
+	if n := out.distinct(); n != 0 {
+		t.Errorf("%d events were published", n)
+	}
 
 	// What lies below skip_below is nobody's any more, even if it is committed late.
 	f.exec(`UPDATE ` + f.table("relay") + ` SET skip_below = 100`)
@@ -136,7 +144,11 @@ func TestCheckOfARelayThatIsAliveAndPublishesNothing(t *testing.T) {
 	}
 	s.setRule(refuse)
 	f.add("k", 4, 3)
-	testkit.Eventually(t, soon, func() bool { p := f.statsOf("test").Position; return p.InRound && p.UpperID > 3 }, "in their round")
+	xid := uint64(f.count(`SELECT xid::text::bigint FROM ` + f.table("outbox") + ` WHERE id = 4`))
+	testkit.Eventually(t, soon, func() bool { // not in a round that was begun before it was committed
+		p := stored(f, "test")
+		return !p.finished() && p.round.has(xid)
+	}, "in its round")
 	f.healthy("for a moment", f.quick())
 	f.makeOld("test")
 	f.one(f.quick(), ProblemStuck, `"test"`, "event 4 ", "backlog is up to 3 events", "renews its lease", "broker")
