@@ -52,11 +52,11 @@ func Grants(schema string, roles Roles) (string, error) {
 		given = true
 		switch {
 		case strings.Contains(f.name, "\x00") || len(f.name) > 63: // NAMEDATALEN - 1
-			faults = append(faults, fmt.Errorf("Roles.%s is %.80q: use 1 to 63 bytes without NUL", f.field, f.name))
+			faults = append(faults, fmt.Errorf("the field Roles.%s is %.80q: use 1 to 63 bytes without NUL", f.field, f.name))
 		case f.name == "public" || f.name == "none":
-			faults = append(faults, fmt.Errorf("Roles.%s is %q, which PostgreSQL does not take for a role: name one of your own", f.field, f.name))
+			faults = append(faults, fmt.Errorf("the field Roles.%s is %q, which PostgreSQL does not take for a role: name one of your own", f.field, f.name))
 		case f.name == schema:
-			faults = append(faults, fmt.Errorf("Roles.%s has the name of the schema: search_path looks into a schema of the role's own name first, so that the application's tables would be looked for, and created, among ours; use another role or another schema", f.field))
+			faults = append(faults, fmt.Errorf("the field Roles.%s has the name of the schema: search_path looks into a schema of the role's own name first, so that the application's tables would be looked for, and created, among ours; use another role or another schema", f.field))
 		}
 	}
 	if !given {

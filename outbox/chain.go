@@ -269,8 +269,9 @@ func (c *chain) moved(lastID int64) {
 // Links are pruned in ranges with a remembered lower bound, or each prune would
 // walk the dead entries of those before.
 const (
-	keepLinks  = 200
-	pruneEvery = 2000
+	keepLinks   = 200
+	pruneEvery  = 2000
+	pruneAtOnce = 20_000
 )
 
 // prune removes links that no position rests on any more.
@@ -279,11 +280,21 @@ func (c *chain) prune(ctx context.Context) error {
 	if below-c.pruned < pruneEvery {
 		return nil
 	}
+	for c.pruned < below { // a long round of small transactions leaves very many
+		to := min(c.pruned+pruneAtOnce, below)
+		if err := c.pruneUpTo(ctx, to); err != nil {
+			return err
+		}
+		c.pruned = to
+	}
+	return nil
+}
+
+func (c *chain) pruneUpTo(ctx context.Context, below int64) error {
 	ctx, cancel := context.WithTimeout(ctx, c.db.timeout)
 	defer cancel()
 	if _, err := c.db.pool.Exec(ctx, c.pruneSQL, c.who.name, c.slots.from, c.slots.to, c.pruned, below); err != nil {
 		return fmt.Errorf("prune the links of %s below %d: %w", c.who, below, err)
 	}
-	c.pruned = below
 	return nil
 }

@@ -398,3 +398,25 @@ func sizeOf(t *testing.T, e events.DomainEvent) int {
 	}
 	return len(b)
 }
+
+// A run of events that fail by themselves, of as many keys as look like an outage,
+// does not keep those behind it from being handled.
+func TestManyBadEventsDoNotStopTheGoodOnesForEver(t *testing.T) {
+	t.Parallel()
+	f := setUp(t, testkit.PG15)
+	e := f.effectsTable()
+	bad := names("bad", 3*outageKeys)
+	s := e.script(func(key string, _ int) error {
+		if key[0] == 'b' {
+			return errRefused
+		}
+		return nil
+	})
+	cfg := f.durableConfig("test")
+	cfg.Retry.MaxAttempts = 3
+	f.backlog(2, bad...)
+	f.backlog(10, "good")
+	f.durable(s.handle, cfg)
+	testkit.Eventually(t, 60*time.Second, func() bool { return e.count() == 10 }, "the good ones are handled")
+	e.expectUpTo(10, "good")
+}

@@ -118,7 +118,7 @@ func TestProjectionIsRebuiltWithEventsPutAside(t *testing.T) {
 				if err := stop(); err != nil {
 					t.Fatal(err)
 				}
-				stop = f.durable(s.handle, cfg)
+				f.durable(s.handle, cfg)
 				f.carriedOut(func() (RequestID, error) { return d.SetRate(ctx, 60) })
 				e.reaches(20)
 				f.carriedOut(func() (RequestID, error) { return d.Unlimited(ctx) })

@@ -34,6 +34,10 @@ type duty struct {
 	soloUpTo    int64           // one by one up to here: a batch with these has failed
 	logsTurn    bool            // before another try of one put aside
 	laterThan   time.Time       // nothing is taken from the log before
+	doubted     int             // keys that the next probe of an outage passes over
+	fromEnd     int             // when it has passed over all of them: the how manieth from the end is tried
+	probes      int
+	after       []func() // to be called, since what they are about is committed
 }
 
 func (d *Durable) newDuty(db *database, l *lease, source string, holder uuid.UUID, wakeC <-chan struct{}) *duty {
@@ -47,6 +51,7 @@ func (d *Durable) newDuty(db *database, l *lease, source string, holder uuid.UUI
 		keyQueues: keyQueues{keys: map[laneKey]*keyQueue{}}, limitsSQL: limits(d.cfg.Lease),
 	}
 	t.health = newHealth(log, func() {})
+	t.health.ofHandler = true
 	return t
 }
 
@@ -171,7 +176,12 @@ func (t *duty) next(hard, work context.Context, now time.Time, adm admission) (a
 		default:
 		}
 	}
-	if due == nil || t.logsTurn {
+	// A probe tells more if its event has not failed yet; but not for ever.
+	prefersLog := adm.fresh && t.probes%4 != 3
+	if adm.probe {
+		t.probes++
+	}
+	if due == nil || t.logsTurn || prefersLog {
 		t.logsTurn = false
 		acted, more, err := t.goOn(hard, work, now, adm)
 		if acted || err != nil || due == nil {

@@ -87,9 +87,7 @@ func (t *duty) effects(work context.Context, lastID int64, items []*item, payloa
 	hit(fpAfterEffects)
 	t.chain.moved(lastID)
 	told(t.log, t.cfg.Hooks.Handled, HandledInfo{Name: t.who.name, Events: len(items), Took: time.Since(began)})
-	for _, f := range given.after {
-		t.afterCommit(f)
-	}
+	t.after = given.after
 	return nil
 }
 

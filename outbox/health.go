@@ -18,6 +18,8 @@ type health struct {
 	log     *slog.Logger
 	wakeAll func()
 
+	ofHandler bool // of a durable handler, and not of a broker
+
 	mu          sync.Mutex
 	failing     map[laneKey]struct{} // since the last event that was accepted
 	down        bool
@@ -70,7 +72,11 @@ func (h *health) report(now time.Time, wasProbe bool, done int, failed []laneKey
 		clear(h.failing)
 		if h.down {
 			h.down, h.unavailable, h.told = false, false, false
-			h.log.Info("the broker accepts events again", "after", now.Sub(h.since).Round(time.Millisecond))
+			text := "the broker accepts events again"
+			if h.ofHandler {
+				text = "the handler gets events done again"
+			}
+			h.log.Info(text, "after", now.Sub(h.since).Round(time.Millisecond))
 			h.wakeAll()
 		}
 		return !unavailable
@@ -81,7 +87,11 @@ func (h *health) report(now time.Time, wasProbe bool, done int, failed []laneKey
 	if !h.down && (unavailable || len(h.failing) >= outageKeys) {
 		h.down, h.since = true, now
 		h.pace.Reset()
-		h.log.Warn("the broker accepts nothing: events wait, none is parked, one at a time is tried", "keys_failing", len(h.failing), "unavailable", unavailable)
+		text := "the broker accepts nothing: events wait, none is parked, one at a time is tried"
+		if h.ofHandler {
+			text = "the handler gets nothing done: events wait, none is put aside, one at a time is tried"
+		}
+		h.log.Warn(text, "keys_failing", len(h.failing), "unavailable", unavailable)
 	}
 	if h.down {
 		if len(failed) > 0 { // a call that tried nothing says nothing

@@ -16,6 +16,10 @@ var ErrNotYet = errors.New("the event cannot be handled yet")
 // again at once.
 const conflictRetries = 5
 
+// mostDoubted bounds how many keys a probe passes over to find one that gets
+// through: each probe twice as many as the one before.
+const mostDoubted = 512
+
 // handleAhead handles the next events of the log: up to a batch of those whose keys
 // go on, and puts aside those that wait behind a failing one, all up to one link.
 func (t *duty) handleAhead(hard, work context.Context, now time.Time, adm admission) (acted bool, wait time.Duration, err error) {
@@ -28,6 +32,7 @@ func (t *duty) handleAhead(hard, work context.Context, now time.Time, adm admiss
 		return false, wait, nil
 	}
 	var run, waiting []*item
+	doubted := map[laneKey]bool{} // passed over by a probe, since they have failed
 	n := 0
 	for ; n < len(t.ahead) && len(run) < allowed && len(waiting) < 1000; n++ {
 		it := t.ahead[n]
@@ -47,7 +52,21 @@ func (t *duty) handleAhead(hard, work context.Context, now time.Time, adm admiss
 			waiting = append(waiting, it)
 			continue
 		}
+		if k := keyOf(it); adm.fresh && (doubted[k] || len(doubted) < t.doubted) && !t.crowded(waiting) {
+			// If another one gets through this was no outage, and they are put aside with it.
+			doubted[k] = true
+			waiting = append(waiting, it)
+			continue
+		}
 		run = append(run, it)
+	}
+	if len(doubted) > 0 && len(run) == 0 { // there are fewer: the last ones then, each in its turn
+		if t.fromEnd++; t.fromEnd > len(doubted) {
+			t.fromEnd = 1
+		}
+		t.doubted = len(doubted) - t.fromEnd
+		t.health.unused()
+		return true, 0, nil
 	}
 	if n == 0 {
 		return false, time.Second, nil // crowded: until one gets through
@@ -65,6 +84,7 @@ func (t *duty) handleAhead(hard, work context.Context, now time.Time, adm admiss
 		err := t.tried(work, lastID, run, nil, aside...)
 		switch {
 		case err == nil:
+			t.doubted, t.fromEnd = 0, 0
 			t.health.report(time.Now(), adm.probe, len(run), nil, false)
 		case settledOrStop(work, err):
 			return false, 0, err
@@ -84,6 +104,10 @@ func (t *duty) handleAhead(hard, work context.Context, now time.Time, adm admiss
 func (t *duty) tried(work context.Context, lastID int64, items []*item, payloads map[int64][]byte, also ...statement) (err error) {
 	for range conflictRetries {
 		err = t.effects(work, lastID, items, payloads, also...)
+		for _, f := range t.after { // with the connection given back
+			t.afterCommit(f)
+		}
+		t.after = nil
 		var h *handlerError
 		if !errors.As(err, &h) || !conflicts(err) || work.Err() != nil {
 			return err
@@ -97,6 +121,11 @@ func (t *duty) tried(work context.Context, lastID int64, items []*item, payloads
 func (t *duty) failed(hard context.Context, lastID int64, n int, it *item, cause error, waiting []*item, aside []statement, probe bool) error {
 	now := time.Now()
 	if !t.counts(now, probe, it, cause) {
+		if probe {
+			if t.doubted = max(1, 2*t.doubted); t.doubted > mostDoubted {
+				t.doubted = 0
+			}
+		}
 		return nil
 	}
 	if t.crowded(nil) {

@@ -30,13 +30,14 @@ func (s *seat) steerable(requests []request) bool {
 }
 
 // ready: a rewind inside an unfinished round is whole if the round has no late
-// event left and none behind the point that it goes back to is left out.
+// event left, or none can lie below where it goes back to, and if nothing between is
+// left out.
 func (s *seat) ready(r *request) bool {
 	p := &s.chain.pos
 	if r.action != actionRewind || p.finished() {
 		return true
 	}
-	lateDone := p.lastID >= p.round.prevID || len(p.round.late()) == 0
+	lateDone := p.lastID >= p.round.prevID || len(p.round.late()) == 0 || r.logID <= 1
 	return lateDone && r.logID-1 <= max(p.lastID, p.round.prevID)
 }
 
