@@ -14,10 +14,6 @@ import (
 	"github.com/postbus/postbus/internal/testkit"
 )
 
-// all of pgx.
-var everyExecMode = []pgx.QueryExecMode{pgx.QueryExecModeCacheStatement, pgx.QueryExecModeCacheDescribe,
-	pgx.QueryExecModeDescribeExec, pgx.QueryExecModeExec, pgx.QueryExecModeSimpleProtocol}
-
 // inMode points the fixture's pools at the server in another exec mode.
 func (f *fixture) inMode(which testkit.Server, mode pgx.QueryExecMode, conns int32) {
 	f.t.Helper()
