@@ -13,6 +13,7 @@ import (
 
 	"github.com/google/uuid"
 
+	"github.com/postbus/postbus/internal/pooler"
 	"github.com/postbus/postbus/migrations"
 )
 
@@ -98,12 +99,19 @@ func NewInbox(pool *pgxpool.Pool, cfg InboxConfig) (*Inbox, error) {
 	return i, nil
 }
 
-// check returns the faults that waiting does not heal: no such table, no
-// privilege. A database that is away may come back.
+// check returns the faults that waiting does not heal: no such table, no privilege, a
+// pooler that breaks the pool's exec mode. A database that is away may come back.
 func (i *Inbox) check(ctx context.Context) error {
 	ctx, cancel := context.WithTimeout(ctx, i.timeout)
 	defer cancel()
-	_, err := i.pool.Exec(ctx, i.selectSQL, "", uuid.Nil)
+	_, err := pooler.Check(ctx, i.pool)
+	if err == nil {
+		_, err = i.pool.Exec(ctx, i.selectSQL, "", uuid.Nil)
+		err = pooler.Explain(err)
+	}
+	if errors.Is(err, pooler.ErrExecMode) {
+		return fmt.Errorf("look into the inbox of schema %q: %w", i.schema, err)
+	}
 	var pg *pgconn.PgError
 	if !errors.As(err, &pg) {
 		return nil
@@ -136,7 +144,7 @@ func (i *Inbox) state(ctx context.Context, k key) (string, error) {
 	if errors.Is(err, pgx.ErrNoRows) {
 		return stateNone, nil
 	}
-	return state, err
+	return state, pooler.Explain(err)
 }
 
 // handled records a success, over a poisoning too. The effects are done, so it
@@ -156,7 +164,7 @@ func (i *Inbox) record(ctx context.Context, sql string, k key) error {
 	for wait := 20 * time.Millisecond; ; wait *= 2 {
 		_, err := i.pool.Exec(ctx, sql, k.handler, k.event)
 		if err == nil || !sleep(ctx, nil, wait) {
-			return err
+			return pooler.Explain(err)
 		}
 	}
 }
@@ -193,5 +201,5 @@ func (i *Inbox) begin(ctx context.Context, k key, replay bool) (tx *effects, fre
 		return tx, true, nil
 	}
 	tx.rollback(i.timeout)
-	return nil, false, err
+	return nil, false, pooler.Explain(err)
 }
