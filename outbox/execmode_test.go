@@ -5,6 +5,7 @@ import (
 	"errors"
 	"fmt"
 	"strings"
+	"sync/atomic"
 	"testing"
 	"time"
 
@@ -75,6 +76,39 @@ func TestRelayRunsInEveryExecMode(t *testing.T) {
 	}
 }
 
+// A durable handler in every mode, with an event that fails once and is put aside.
+func TestDurableHandlerRunsInEveryExecMode(t *testing.T) {
+	t.Parallel()
+	for _, which := range []testkit.Server{testkit.PG15, testkit.PG18, testkit.PgBouncer} {
+		for _, mode := range execModes(which) {
+			t.Run(fmt.Sprintf("%s/%s", which, mode), func(t *testing.T) {
+				t.Parallel()
+				f := setUp(t, which)
+				e := f.effectsTable()
+				f.inMode(which, mode, 4)
+				var failed atomic.Bool
+				handle := func(ctx context.Context, tx *Tx, m *Message) error {
+					if err := e.book(ctx, tx, m); err != nil || m.Key == "k1" && failed.CompareAndSwap(false, true) {
+						return errors.Join(err, errRefused)
+					}
+					return nil
+				}
+				stop := f.durable(handle, f.durableConfig("ledger"))
+				f.backlog(5, names("k", 3)...)
+				e.reaches(15)
+				if err := stop(); err != nil {
+					t.Error(err)
+				}
+				f.durable(handle, f.durableConfig("ledger"))
+				f.add("k0", 6, 1)
+				e.reaches(16)
+				e.expect("k0", 1, 2, 3, 4, 5, 6)
+				e.expectUpTo(5, "k1", "k2")
+			})
+		}
+	}
+}
+
 // Behind a pooler that keeps no prepared statements: the mode that would go wrong
 // unnoticed is refused at the start, the one that fails says so and stops.
 func TestExecModeThatAPoolerBreaks(t *testing.T) {
@@ -114,15 +148,16 @@ func TestExecModeThatAPoolerBreaks(t *testing.T) {
 func TestAppendInAnExecModeThatAPoolerBreaks(t *testing.T) {
 	t.Parallel()
 	f := setUp(t, testkit.PgBouncer)
+	others := f.pool
 	f.inMode(testkit.PgBouncer, pgx.QueryExecModeDescribeExec, 8)
 	for n := range 20 {
 		f.tx(func(tx pgx.Tx) error { return f.log.Append(t.Context(), tx, event("k", n)) })
 	}
+	f.pool = others
 	if n := f.count(`SELECT count(*) FROM ` + f.table("outbox")); n != 20 {
 		t.Errorf("%d events, want 20", n)
 	}
 
-	others := f.pool
 	f.inMode(testkit.PgBouncer, pgx.QueryExecModeCacheStatement, 1)
 	// The pooler gives out the connection that it used last: somebody else takes the
 	// one on which we have prepared.
