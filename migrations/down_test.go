@@ -252,7 +252,7 @@ func TestDownRefusesToLoseEvents(t *testing.T) {
 			w.relay("one", true)
 			w.add("b")
 			w.relay("two", true)
-			w.refused("one has not settled 1:")
+			w.refused("events (one has not settled 1)")
 			w.refused("migrations.DiscardEvents")
 			w.relay("one", true)
 			exec(t, w.pool, `INSERT INTO `+w.schema+`.inbox VALUES ('mail.receipt', gen_random_uuid(), 'handled')`)

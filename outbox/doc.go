@@ -156,7 +156,13 @@
 //     (TestLogIsReadByPlainPlans).
 //  16. All of this holds on PostgreSQL 15 and 18, and through PgBouncer in transaction
 //     mode (TestOrderWhileRelaysAreKilledAndFrozen, TestAppendOneAndMany,
-//     TestEveryExecMode).
+//     TestEveryExecMode, TestRelayRunsInEveryExecMode,
+//     TestDurableHandlerRunsInEveryExecMode). A query exec mode that the pooler breaks is
+//     refused, or named by the error (TestExecModeThatAPoolerBreaks,
+//     TestAppendInAnExecModeThatAPoolerBreaks). It needs no more privileges than
+//     migrations.Grants gives (TestGrantsAreWhatIsAskedFor), and no more connections
+//     than it says (TestRelayUsesAtMostFourConnections,
+//     TestRelayAndApplicationShareASmallPool, TestRelayOutlivesAPoolThatIsUsedUp).
 //  17. What would lose events, or never work, ends Run at its start, with one sentence
 //     that says what was found and what to do: a read replica, a schema of another
 //     version, all the privileges that are missing, ids in blocks or behind the log,

@@ -75,6 +75,15 @@ func errorsIn(t *testing.T, dir string) (sentinels map[string]string, types []st
 							sentinels[name.Name] = text
 						}
 					}
+					// One that several packages return has its text in internal/.
+					if from, ok := n.Values[i].(*ast.SelectorExpr); ok {
+						if pkg, ok := from.X.(*ast.Ident); ok {
+							theirs, _ := errorsIn(t, filepath.Join("internal", pkg.Name))
+							if text, ok := theirs[from.Sel.Name]; ok {
+								sentinels[name.Name] = text
+							}
+						}
+					}
 				}
 			case *ast.TypeSpec:
 				if ast.IsExported(n.Name.Name) && strings.HasSuffix(n.Name.Name, "Error") {

@@ -47,12 +47,12 @@ BEGIN
         losses := losses || (SELECT format('%s are parked', count(*)) FROM {schema}.parked WHERE state <> 'discarded' HAVING count(*) > 0);
         losses := array_remove(losses, NULL);
         IF cardinality(losses) > 0 THEN
-            RAISE EXCEPTION 'events would be lost: %: let the relays finish, settle what is parked, or say that the events may go (migrations.DiscardEvents; in SQL: SET postbus.discard_events = ''on'')',
+            RAISE EXCEPTION 'something would be lost: events (%): let the relays finish, settle what is parked, or say that the events may go (migrations.DiscardEvents; in SQL: SET postbus.discard_events = ''on'')',
                 array_to_string(losses, '; ') USING ERRCODE = 'PB001';
         END IF;
     END IF;
     IF coalesce(current_setting('postbus.forget_handled', true), '') <> 'on' AND EXISTS (SELECT FROM {schema}.inbox) THEN
-        RAISE EXCEPTION 'the inbox knows what consumers have handled, and what is delivered again would take effect again: delete its rows once nothing can be, or say that they may go (migrations.ForgetHandled; in SQL: SET postbus.forget_handled = ''on'')'
+        RAISE EXCEPTION 'something would be lost: what consumers have handled (inbox), so that it would take effect again when it is delivered again: delete the rows once nothing can be, or say that they may go (migrations.ForgetHandled; in SQL: SET postbus.forget_handled = ''on'')'
             USING ERRCODE = 'PB001';
     END IF;
 
