@@ -4,6 +4,8 @@
 //   - Postgres, Redis, URL: the shared servers of `make servers-up`. A test
 //     takes a name of its own there (Schema, Prefix), since packages run in
 //     parallel; what is under that name is gone after the test.
+//   - As, Grant, GrantAll: pools with the privileges of the programs' roles, and no
+//     others: what is under test runs so.
 //   - PrivatePostgres: a server of the test's own, which may crash.
 //   - Proxy: a TCP proxy that cuts, stalls and loses replies.
 //   - Main, RegisterChild, StartChild: the test's binary once more, as a
