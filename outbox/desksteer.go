@@ -71,10 +71,10 @@ func (d *Desk) Unlimited(ctx context.Context) (RequestID, error) {
 	return d.steer(ctx, "lift the rate of %q", asked{action: actionRate})
 }
 
-// SetTypes asks a relay to let through only events whose type matches one of the
-// patterns (as in [ParkedFilter]), at most 1,000 of them. The others are passed over
-// and do not come later by themselves: RewindTo brings them back. A durable handler
-// is refused: which events it takes is a matter of its program.
+// SetTypes asks for only those events to be let through whose type matches one of the
+// patterns (as in [ParkedFilter]), at most 1,000 of them, and is among the types of the
+// program's own config. The others are passed over and do not come later by
+// themselves: RewindTo brings them back.
 func (d *Desk) SetTypes(ctx context.Context, patterns ...string) (RequestID, error) {
 	const what = "set the types of %q"
 	var faults []error
@@ -98,7 +98,8 @@ func (d *Desk) SetTypes(ctx context.Context, patterns ...string) (RequestID, err
 	return d.steer(ctx, what, asked{action: actionTypes, types: slices.Compact(patterns)})
 }
 
-// AllTypes asks a relay to let events of every type through from here on.
+// AllTypes asks for events of every type of the program's config to be let through from
+// here on.
 func (d *Desk) AllTypes(ctx context.Context) (RequestID, error) {
 	return d.steer(ctx, "set the types of %q", asked{action: actionTypes})
 }
@@ -115,11 +116,11 @@ func (d *Desk) steer(ctx context.Context, what string, a asked) (id RequestID, e
 	err = d.db.pool.QueryRow(ctx, `INSERT INTO `+d.db.table("relay_request")+` (relay, action, log_id, rate, types, requested_by)
 		SELECT r.relay, $2, $3::bigint, $4::double precision, $5::text[], coalesce(nullif($6::text, ''), session_user)
 		FROM `+d.db.table("relay")+` AS r
-		WHERE r.relay = $1 AND r.lost_at IS NULL AND (r.kind = 'relay' OR $2 <> 'types')
+		WHERE r.relay = $1 AND r.lost_at IS NULL
 		RETURNING id`, d.name, a.action, a.logID, a.rate, a.types, d.by).Scan(&id)
 	if errors.Is(err, pgx.ErrNoRows) {
 		if err = d.refusal(ctx); err == nil {
-			err = fmt.Errorf("%w: it is a durable handler, whose program decides on its types: change what it subscribes to", ErrInvalidRequest)
+			err = fmt.Errorf("%w: its name was written or taken up in this moment: ask again", ErrInvalidRequest)
 		}
 	}
 	if err != nil {

@@ -135,7 +135,6 @@ func TestSteeringThatMakesNoSenseIsRefused(t *testing.T) {
 		"wrong types":       {types(d, "order.*", "Order", "*.placed"), `"Order"`},
 		"all wrong":         {types(d, "Order", "*.placed"), `"*.placed" has a star`},
 		"too many types":    {types(d, make([]string, 1001)...), "1001 patterns are more than 1000"},
-		"types to handlers": {types(handler, "order.*"), `set the types of "stock.ledger": invalid request: it is a durable handler`},
 	} {
 		if !errors.Is(c.err, ErrInvalidRequest) || !strings.Contains(fmt.Sprint(c.err), c.says) {
 			t.Errorf("%s: %v, want %q", name, c.err, c.says)

@@ -28,6 +28,9 @@ func (t *duty) holds(id int64) bool {
 // were put aside.
 func (t *duty) passed(n int, waiting []*item) {
 	t.waitsBehind(waiting)
+	if len(waiting) > 0 {
+		told(t.log, t.hooks.Parked, ParkedInfo{Name: t.who.name, Waiting: len(waiting)})
+	}
 	if len(t.held) > 0 {
 		for _, it := range t.ahead[:n] {
 			if h := t.held[it.LogID]; h != nil {

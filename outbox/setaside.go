@@ -148,7 +148,7 @@ func (t *duty) failed(hard context.Context, lastID int64, n int, it *item, cause
 		t.settleQueue(t.queue(keyOf(p)))
 	}
 	t.passed(n, waiting)
-	info := ParkedInfo{Name: t.who.name, Waiting: len(waiting), Retrying: 1}
+	info := ParkedInfo{Name: t.who.name, Retrying: 1}
 	if it.giveUp {
 		info.Retrying, info.GivenUp = 0, 1
 	}
