@@ -181,10 +181,11 @@ func TestWithDedupPoisonsOnce(t *testing.T) {
 	replayed.Metadata[handlers.HeaderReplayFor] = "mail.receipt"
 	r.send(replayed, replayed)
 	testkit.Eventually(t, soon, func() bool { return r.broker.acked("order") == 3 }, "its replays are acked")
-	if calls.Load() != 2 || r.last("mail.receipt").Outcome != handlers.OutcomeDuplicate {
-		t.Errorf("%d calls, the last outcome is %s", calls.Load(), r.last("mail.receipt").Outcome)
+	if calls.Load() != 2 {
+		t.Errorf("%d calls, want one for the event and one for its replays", calls.Load())
 	}
-	r.await("mail.receipt", id, handlers.OutcomeHandled)
+	r.await("mail.receipt", id, handlers.OutcomeHandled) // in whichever order
+	r.await("mail.receipt", id, handlers.OutcomeDuplicate)
 }
 
 func TestWithDedupIsRefused(t *testing.T) {
