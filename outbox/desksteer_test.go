@@ -124,17 +124,17 @@ func TestSteeringThatMakesNoSenseIsRefused(t *testing.T) {
 		err  error
 		says string
 	}{
-		"zero":              {rate(0), `set the rate of "test": invalid request: 0 events a second is no rate: use Pause to stop it`},
-		"negative":          {rate(-1), "-1 events a second is no rate: use Pause"},
-		"not a number":      {rate(math.NaN()), "NaN events a second is no rate: use Pause"},
-		"next to nothing":   {rate(1e-9), "less than 0.001: use Pause"},
-		"infinite":          {rate(math.Inf(1)), "use Unlimited"},
-		"minus infinite":    {rate(math.Inf(-1)), "use Pause"},
-		"too fast":          {rate(1e10), "use Unlimited"},
-		"no types":          {types(d), `set the types of "test": invalid request: no pattern was given: use AllTypes to let everything through, Pause`},
-		"wrong types":       {types(d, "order.*", "Order", "*.placed"), `"Order"`},
-		"all wrong":         {types(d, "Order", "*.placed"), `"*.placed" has a star`},
-		"too many types":    {types(d, make([]string, 1001)...), "1001 patterns are more than 1000"},
+		"zero":            {rate(0), `set the rate of "test": invalid request: 0 events a second is no rate: use Pause to stop it`},
+		"negative":        {rate(-1), "-1 events a second is no rate: use Pause"},
+		"not a number":    {rate(math.NaN()), "NaN events a second is no rate: use Pause"},
+		"next to nothing": {rate(1e-9), "less than 0.001: use Pause"},
+		"infinite":        {rate(math.Inf(1)), "use Unlimited"},
+		"minus infinite":  {rate(math.Inf(-1)), "use Pause"},
+		"too fast":        {rate(1e10), "use Unlimited"},
+		"no types":        {types(d), `set the types of "test": invalid request: no pattern was given: use AllTypes to let everything through, Pause`},
+		"wrong types":     {types(d, "order.*", "Order", "*.placed"), `"Order"`},
+		"all wrong":       {types(d, "Order", "*.placed"), `"*.placed" has a star`},
+		"too many types":  {types(d, make([]string, 1001)...), "1001 patterns are more than 1000"},
 	} {
 		if !errors.Is(c.err, ErrInvalidRequest) || !strings.Contains(fmt.Sprint(c.err), c.says) {
 			t.Errorf("%s: %v, want %q", name, c.err, c.says)
