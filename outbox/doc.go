@@ -240,6 +240,10 @@
 //     with ids that had been passed are not lost (TestRebaseAfterLogicalReplication). It
 //     is refused while the log is in use, and does all or nothing
 //     (TestRebaseIsRefusedOrWhole).
+//  27. Hooks are told of what happens, once, and change nothing by what they do (TestHooks);
+//     a relay tells its window (TestRelaysWindowIsTold). Relays of one process that are
+//     behind read the log together, and each gets all of it
+//     (TestRelaysOfAProcessShareWhatTheyRead, TestSharedBlockIsNotOlderThanTheRound).
 //
 // # Not promised
 //

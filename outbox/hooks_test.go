@@ -3,6 +3,7 @@ package outbox
 import (
 	"context"
 	"sync"
+	"sync/atomic"
 	"testing"
 
 	"github.com/postbus/postbus/internal/testkit"
@@ -85,4 +86,30 @@ func TestHooks(t *testing.T) {
 		stop()
 		h.expect(t, "the end is told", func() bool { return h.lost == 1 })
 	})
+}
+
+// The window of a relay whose broker is away is what waits for it.
+func TestRelaysWindowIsTold(t *testing.T) {
+	t.Parallel()
+	f := setUp(t, testkit.PG15)
+	s := newSink()
+	var up atomic.Bool
+	s.setRule(func(*Message, int) Result {
+		if !up.Load() {
+			return Result{Passing, ErrUnavailable}
+		}
+		return Result{Status: Done}
+	})
+	relay, err := NewRelay(f.as(testkit.Relay), s, f.config())
+	if err != nil {
+		t.Fatal(err)
+	}
+	if n, bytes := relay.Window(); n != 0 || bytes != 0 {
+		t.Errorf("before Run: %d events, %d bytes", n, bytes)
+	}
+	f.backlog(5, "a", "b")
+	f.run("relay", relay.Run)
+	eventually(t, func() bool { n, bytes := relay.Window(); return n == 10 && bytes > 0 }, "all of it waits")
+	up.Store(true)
+	eventually(t, func() bool { n, bytes := relay.Window(); return s.distinct() == 10 && n == 0 && bytes == 0 }, "nothing waits")
 }

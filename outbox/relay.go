@@ -19,6 +19,7 @@ type Relay struct {
 	pool      *pgxpool.Pool
 	publisher message.Publisher
 	running   atomic.Bool
+	window    atomic.Pointer[window] // of the tenure that works
 }
 
 // NewRelay checks the config; it touches neither the database nor the broker. The
@@ -74,6 +75,18 @@ func (r *Relay) Run(ctx context.Context) error {
 	return s.run(ctx)
 }
 
+// Window is what this process has taken from the log and not noted as published yet:
+// how many events, and how many bytes of payload. Both are 0 while another process does
+// the work. It is safe to call from any goroutine, and costs next to nothing.
+func (r *Relay) Window() (events, bytes int) {
+	w := r.window.Load()
+	if w == nil {
+		return 0, 0
+	}
+	items, bytes, _ := w.view()
+	return len(items), bytes
+}
+
 // relayWork is the work of one Run, and what it remembers from one tenure to the
 // next.
 type relayWork struct {
@@ -95,6 +108,8 @@ func (w *relayWork) who() owner { return owner{kindRelay, w.relay.cfg.Name} }
 func (w *relayWork) work(ctx, hard context.Context, l *lease, source string, wakeC <-chan struct{}) error {
 	w.wakeC = wakeC
 	t := w.newTenure(l, source)
+	w.relay.window.Store(t.window)
+	defer w.relay.window.Store(nil)
 	err := t.run(ctx, hard)
 	w.remember(t)
 	return err
