@@ -26,45 +26,28 @@ func rebuildReport(ctx context.Context, pool *pgxpool.Pool, schema, by string) e
 	if _, err := desk.PlanRewind(ctx, 1); err != nil && !errors.Is(err, outbox.ErrWrongWay) {
 		return err
 	}
-	for {
-		rewound, err := clearAndRewind(ctx, pool, desk)
-		if err != nil {
-			return err
-		}
-		if err := carriedOut(ctx, desk, desk.Resume); err != nil || rewound {
-			return err
-		}
+	if err := clearAndRewind(ctx, pool, desk); err != nil {
+		return err
 	}
+	return carriedOut(ctx, desk, desk.Resume)
 }
 
 // clearAndRewind leaves the handler paused at the beginning of the log, and the
 // report without a row: neither is seen by a handler without the other.
-func clearAndRewind(ctx context.Context, pool *pgxpool.Pool, desk *outbox.Desk) (rewound bool, err error) {
+func clearAndRewind(ctx context.Context, pool *pgxpool.Pool, desk *outbox.Desk) error {
 	// Once this is carried out no event is handled, and no transaction of the handler
 	// is open, in whatever process.
 	if err := carriedOut(ctx, desk, desk.Pause); err != nil {
-		return false, err
+		return err
 	}
 	if err := pgx.BeginFunc(ctx, pool, func(tx pgx.Tx) error { return sales.Report{}.Clear(ctx, tx) }); err != nil {
-		return false, err
+		return err
 	}
-	rewind, err := desk.RewindTo(ctx, 1)
+	err := carriedOut(ctx, desk, func(ctx context.Context) (outbox.RequestID, error) { return desk.RewindTo(ctx, 1) })
 	if errors.Is(err, outbox.ErrWrongWay) {
-		return true, nil // it is at the beginning
+		return nil // it is at the beginning
 	}
-	if err != nil {
-		return false, err
-	}
-	err = done(ctx, desk, rewind, 3*time.Second)
-	if err == nil || !errors.Is(err, context.DeadlineExceeded) {
-		return err == nil, err
-	}
-	// The pause fell among the late events of a round, which a rewind waits for. When
-	// they have been handled, all this is to be done once more.
-	if err := carriedOut(ctx, desk, desk.Resume); err != nil {
-		return false, err
-	}
-	return false, done(ctx, desk, rewind, time.Minute)
+	return err
 }
 
 // carriedOut asks for something, and returns when it is done.
@@ -73,11 +56,7 @@ func carriedOut(ctx context.Context, desk *outbox.Desk, ask func(context.Context
 	if err != nil {
 		return err
 	}
-	return done(ctx, desk, id, time.Minute)
-}
-
-func done(ctx context.Context, desk *outbox.Desk, id outbox.RequestID, limit time.Duration) error {
-	ctx, cancel := context.WithTimeout(ctx, limit)
+	ctx, cancel := context.WithTimeout(ctx, time.Minute)
 	defer cancel()
 	request, err := desk.Wait(ctx, id)
 	if err == nil && request.Refused() {
