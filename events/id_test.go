@@ -2,6 +2,8 @@ package events
 
 import (
 	"bytes"
+	"encoding/binary"
+	"math/rand/v2"
 	"sync"
 	"testing"
 	"time"
@@ -55,15 +57,11 @@ func TestNewIDIncreasesAcrossGoroutines(t *testing.T) {
 // ones, so that the counter starts at its highest, or all zeros.
 func TestNewIDIncreasesWhateverTheClockDoes(t *testing.T) {
 	clock := []int64{1000, 1000, 999, -5, 1001, 1001, 0, 1 << 40, 1000, 1<<40 + 1}
-	for _, fill := range []byte{0x00, 0x5a, 0xff} {
+	for _, fill := range []uint64{0, 0x5a5a5a5a5a5a5a5a, 1<<64 - 1} {
 		step := 0
 		s := &source{
-			now: func() time.Time { step++; return time.UnixMilli(clock[step%len(clock)]) },
-			read: func(b []byte) {
-				for i := range b {
-					b[i] = fill
-				}
-			},
+			now:    func() time.Time { step++; return time.UnixMilli(clock[step%len(clock)]) },
+			random: func() uint64 { return fill },
 		}
 		var last uuid.UUID
 		for range 3000 {
@@ -81,29 +79,34 @@ func TestNewIDIncreasesWhateverTheClockDoes(t *testing.T) {
 
 // A counter that is used up begins the next millisecond ahead of the clock.
 func TestNewIDOutlivesItsCounter(t *testing.T) {
-	s := &source{now: func() time.Time { return time.UnixMilli(1000) }, read: randomly}
-	last, _ := s.next()
-	s.counter = 1<<32 - 2
-	for i, ms := range []int64{1000, 1001, 1001} {
+	s := &source{now: func() time.Time { return time.UnixMilli(1000) }, random: rand.Uint64}
+	s.last.Store(1000<<counterBits | 1<<counterBits - 2)
+	var last uuid.UUID
+	for i, ms := range []uint64{1000, 1001, 1001} {
 		id, _ := s.next()
-		if bytes.Compare(last[:], id[:]) >= 0 && i > 0 {
+		if bytes.Compare(last[:], id[:]) >= 0 {
 			t.Fatalf("%s was drawn after %s", id, last)
 		}
-		if s.ms != ms {
-			t.Errorf("id %d stands in millisecond %d, want %d", i, s.ms, ms)
+		if got := binary.BigEndian.Uint64(id[:8]) >> 16; got != ms {
+			t.Errorf("id %d stands in millisecond %d, want %d", i, got, ms)
 		}
 		last = id
 	}
 }
 
-func TestNewIDReadsEntropyInBlocks(t *testing.T) {
-	calls := 0
-	s := &source{now: time.Now, read: func(b []byte) { calls++; randomly(b) }}
-	for range 10_000 {
-		s.next()
-	}
-	if calls > 50 {
-		t.Errorf("%d reads of entropy for 10,000 ids", calls)
+// Two processes that draw in the same millisecond differ in all that is not time.
+func TestNewIDsOfTwoSourcesDiffer(t *testing.T) {
+	frozen := func() time.Time { return time.UnixMilli(1000) }
+	seen := make(map[uuid.UUID]bool)
+	for range 1000 {
+		a, b := &source{now: frozen, random: rand.Uint64}, &source{now: frozen, random: rand.Uint64}
+		for _, s := range []*source{a, b, a, b} {
+			id, _ := s.next()
+			if seen[id] {
+				t.Fatalf("%s was drawn twice", id)
+			}
+			seen[id] = true
+		}
 	}
 }
 
