@@ -221,7 +221,8 @@ func localRouteOf[T events.Payload](t *localTable) *localRoute[T] {
 // made here so that it is a variable of this function, which is copied once for
 // each handler and not twice.
 func callLocal[T events.Payload](ctx context.Context, handlers []localHandler[T], from int, id uuid.UUID, event T, faults *[]error) (called int) {
-	e := events.Event[T]{Data: event}
+	var e events.Event[T] // a literal would be built elsewhere and copied
+	e.Data = event
 	e.EventID, e.Timestamp, e.CorrelationID = id, timeOf(id), events.Correlation(ctx)
 	e.EventType, e.SchemaVersion, e.AggregateID = event.EventType(), event.SchemaVersion(), event.AggregateID()
 	called = from

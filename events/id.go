@@ -25,7 +25,7 @@ func NewID() uuid.UUID {
 // math/rand/v2 keep a ChaCha8 generator per thread, seeded by the operating system:
 // no lock, and a tenth of what bytes of crypto/rand cost, which were a quarter of a
 // Dispatch.
-var process = &source{now: time.Now, random: rand.Uint64}
+var process = &source{clock: systemClock(), random: rand.Uint64}
 
 // source draws ids by the "Fixed Bit-Length Dedicated Counter" of RFC 9562,
 // section 6.2 (method 1):
@@ -43,10 +43,10 @@ var process = &source{now: time.Now, random: rand.Uint64}
 // (it was set back, or another goroutine read it later), the counter goes on in
 // the last id's millisecond. Section 6.2 allows both.
 type source struct {
-	now    func() time.Time
+	clock  clock
 	random func() uint64
 
-	last atomic.Uint64 // millisecond << counterBits | counter, of the last id: until the year 2527
+	last atomic.Uint64 // millisecond << counterBits | counter, of the last id
 }
 
 const (
@@ -54,10 +54,10 @@ const (
 	counterLow  = 8 // of these, behind the variant
 )
 
-// next draws an id, and gives the time that it was drawn at.
-func (s *source) next() (uuid.UUID, time.Time) {
-	now := s.now()
-	ms := uint64(max(now.UnixMilli(), 0))
+// next draws an id, and gives the time that it was drawn at, in nanoseconds since 1970.
+func (s *source) next() (id uuid.UUID, now int64) {
+	now = s.clock.now()
+	ms := uint64(max(now, 0)) / uint64(time.Millisecond)
 	random := s.random()
 
 	last := s.last.Load()
@@ -70,7 +70,6 @@ func (s *source) next() (uuid.UUID, time.Time) {
 		drawn = max(drawn, last+1)
 	}
 
-	var id uuid.UUID
 	counter := drawn & (1<<counterBits - 1)
 	binary.BigEndian.PutUint64(id[:8], drawn>>counterBits<<16|0x7<<12|counter>>counterLow)
 	binary.BigEndian.PutUint64(id[8:], 0b10<<62|counter&(1<<counterLow-1)<<54|random>>10)

@@ -56,11 +56,11 @@ func TestNewIDIncreasesAcrossGoroutines(t *testing.T) {
 // The clock may stand still, go back, or lie before 1970; entropy may be all
 // ones, so that the counter starts at its highest, or all zeros.
 func TestNewIDIncreasesWhateverTheClockDoes(t *testing.T) {
-	clock := []int64{1000, 1000, 999, -5, 1001, 1001, 0, 1 << 40, 1000, 1<<40 + 1}
+	times := []int64{1000, 1000, 999, -5, 1001, 1001, 0, 1 << 40, 1000, 1<<40 + 1}
 	for _, fill := range []uint64{0, 0x5a5a5a5a5a5a5a5a, 1<<64 - 1} {
 		step := 0
 		s := &source{
-			now:    func() time.Time { step++; return time.UnixMilli(clock[step%len(clock)]) },
+			clock:  clockOf(func() time.Time { step++; return time.UnixMilli(times[step%len(times)]) }),
 			random: func() uint64 { return fill },
 		}
 		var last uuid.UUID
@@ -79,7 +79,7 @@ func TestNewIDIncreasesWhateverTheClockDoes(t *testing.T) {
 
 // A counter that is used up begins the next millisecond ahead of the clock.
 func TestNewIDOutlivesItsCounter(t *testing.T) {
-	s := &source{now: func() time.Time { return time.UnixMilli(1000) }, random: rand.Uint64}
+	s := &source{clock: clockOf(func() time.Time { return time.UnixMilli(1000) }), random: rand.Uint64}
 	s.last.Store(1000<<counterBits | 1<<counterBits - 2)
 	var last uuid.UUID
 	for i, ms := range []uint64{1000, 1001, 1001} {
@@ -99,7 +99,7 @@ func TestNewIDsOfTwoSourcesDiffer(t *testing.T) {
 	frozen := func() time.Time { return time.UnixMilli(1000) }
 	seen := make(map[uuid.UUID]bool)
 	for range 1000 {
-		a, b := &source{now: frozen, random: rand.Uint64}, &source{now: frozen, random: rand.Uint64}
+		a, b := &source{clock: clockOf(frozen), random: rand.Uint64}, &source{clock: clockOf(frozen), random: rand.Uint64}
 		for _, s := range []*source{a, b, a, b} {
 			id, _ := s.next()
 			if seen[id] {
@@ -107,6 +107,52 @@ func TestNewIDsOfTwoSourcesDiffer(t *testing.T) {
 			}
 			seen[id] = true
 		}
+	}
+}
+
+// clockOf reads now each time.
+func clockOf(now func() time.Time) clock {
+	mono := int64(0)
+	return clock{
+		wall: func() int64 { return now().UnixNano() },
+		mono: func() int64 { mono += offsetHolds; return mono },
+	}
+}
+
+// A clock that is set is heeded within a millisecond, and goes on evenly before.
+func TestClockThatIsSet(t *testing.T) {
+	wall, mono := int64(1_000_000_000), int64(0)
+	c := clock{wall: func() int64 { return wall }, mono: func() int64 { return mono }}
+	for _, step := range []struct{ pass, set, want int64 }{
+		{0, 0, 1_000_000_000},
+		{400_000, 0, 1_000_400_000},
+		{400_000, -500_000_000, 1_000_800_000}, // not seen yet
+		{200_000, 0, 501_000_000},
+		{999_999, 0, 501_999_999},
+		{1, 3_600_000_000_000, 3_600_502_000_000}, // seen at once: it is time to look
+	} {
+		mono += step.pass
+		wall += step.pass + step.set
+		if got := c.now(); got != step.want {
+			t.Errorf("after %+v the time is %d, want %d", step, got, step.want)
+		}
+	}
+}
+
+// A process that is stopped between its two looks does not take the pause for an offset.
+func TestClockOfAStoppedProcess(t *testing.T) {
+	wall, mono, pause := int64(1_000_000_000), int64(0), int64(5_000_000_000)
+	c := clock{mono: func() int64 { return mono }}
+	c.wall = func() int64 {
+		wall, mono, pause = wall+pause, mono+pause, 0
+		return wall
+	}
+	if got, want := c.now(), int64(6_000_000_000); got != want {
+		t.Errorf("the first look says %d, want %d", got, want)
+	}
+	mono, wall = mono+1000, wall+1000
+	if got, want := c.now(), int64(6_000_001_000); got != want {
+		t.Errorf("the second look says %d, want %d", got, want)
 	}
 }
 

@@ -9,6 +9,7 @@ import (
 	"reflect"
 	"runtime/debug"
 	"sync"
+	"time"
 
 	"github.com/google/uuid"
 )
@@ -126,7 +127,7 @@ func (s *source) complete(ctx context.Context, e *DomainEvent) {
 		e.EventID = id
 	}
 	if e.Timestamp.IsZero() {
-		e.Timestamp = now
+		e.Timestamp = time.Unix(0, now)
 	}
 	// Round strips the monotonic clock, so that == holds after a round trip.
 	e.Timestamp = e.Timestamp.Round(0).UTC()

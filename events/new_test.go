@@ -15,7 +15,7 @@ import (
 
 func TestNewFillsTheEnvelope(t *testing.T) {
 	at := time.Date(2026, 3, 1, 13, 0, 0, 5, time.FixedZone("CET", 3600))
-	s := &source{now: func() time.Time { return at }, random: rand.Uint64}
+	s := &source{clock: clockOf(func() time.Time { return at }), random: rand.Uint64}
 
 	e := must(s.build(context.Background(), sample))
 
