@@ -2,8 +2,6 @@ package main
 
 import (
 	"archive/zip"
-	"crypto/sha256"
-	"encoding/hex"
 	"errors"
 	"fmt"
 	"io"
@@ -44,7 +42,9 @@ func (a archive) artifact() string {
 	return "embedded-postgres-binaries-linux-" + map[string]string{"amd64": "amd64", "arm64": "arm64v8"}[runtime.GOARCH]
 }
 
-func (a archive) jar() string { return a.artifact() + "-" + a.version + ".jar" }
+func (a archive) jar() jar {
+	return jar{archiveGroup, a.artifact(), a.version, a.sha256[runtime.GOARCH]}
+}
 
 // home is where its files are, or will be.
 func (a archive) home(u *upper) (string, error) {
@@ -75,16 +75,10 @@ func (a archive) obstacle() error {
 			return fmt.Errorf("its binaries can be downloaded, but %s is not in PATH to unpack them with", name)
 		}
 	}
-	if os.Getenv(mavenVariable) != "" {
-		return nil
+	if err := mavenObstacle(); err != nil {
+		return fmt.Errorf("its binaries can be downloaded, but %w", err)
 	}
-	if _, err := maven.find(); err == nil {
-		return nil
-	}
-	if _, err := asRoot(); err == nil {
-		return nil // Maven will be installed
-	}
-	return fmt.Errorf("its binaries can be downloaded, but there is neither mvn in PATH nor a repository in %s", mavenVariable)
+	return nil
 }
 
 // get returns the folder of its binaries, downloaded and unpacked once.
@@ -100,40 +94,26 @@ func (a archive) get(l local) (string, error) {
 		return "", err
 	}
 
-	// All in a folder that gets its name last: a half download is never used.
-	fresh := home + ".new"
-	if err := errors.Join(os.RemoveAll(fresh), os.RemoveAll(home), openDir(fresh)); err != nil {
-		return "", fmt.Errorf("make a folder for the binaries: %w", err)
-	}
-	jar := filepath.Join(fresh, a.jar())
-	if err := a.fetch(l, jar); err != nil {
-		return "", errors.Join(err, os.RemoveAll(fresh))
-	}
-	if err := a.verify(jar); err != nil {
-		return "", errors.Join(err, os.RemoveAll(fresh))
-	}
-	if err := l.step("unpacking the binaries", func() error { return unpackJar(jar, fresh) }); err != nil {
-		return "", errors.Join(err, os.RemoveAll(fresh))
-	}
-	return filepath.Join(home, "bin"), os.Rename(fresh, home)
+	err = freshFolder(home, func(fresh string) error {
+		if err := l.fetch(a.jar().name(), fresh, a.jar()); err != nil {
+			return err
+		}
+		return l.step("unpacking the binaries", func() error { return unpackJar(filepath.Join(fresh, a.jar().name()), fresh) })
+	})
+	return filepath.Join(home, "bin"), err
 }
 
-// verify compares the jar with what this repository has written down of it.
-func (a archive) verify(jar string) error {
-	f, err := os.Open(jar)
-	if err != nil {
-		return fmt.Errorf("check the download: %w", err)
+// freshFolder has fill make a folder's content, all in a folder that gets its
+// name last: a half download is never used.
+func freshFolder(home string, fill func(fresh string) error) error {
+	fresh := home + ".new"
+	if err := errors.Join(os.RemoveAll(fresh), os.RemoveAll(home), openDir(fresh)); err != nil {
+		return fmt.Errorf("make a folder for the binaries: %w", err)
 	}
-	defer f.Close()
-	h := sha256.New()
-	if _, err := io.Copy(h, f); err != nil {
-		return fmt.Errorf("check the download: %w", err)
+	if err := fill(fresh); err != nil {
+		return errors.Join(err, os.RemoveAll(fresh))
 	}
-	if got, want := hex.EncodeToString(h.Sum(nil)), a.sha256[runtime.GOARCH]; got != want {
-		return fmt.Errorf("check the download: the sha256 of %s is %s, want %s: it was damaged on its way, or the repository serves another file; it is not used",
-			a.jar(), got, want)
-	}
-	return nil
+	return os.Rename(fresh, home)
 }
 
 // unpackJar unpacks the one .txz in the jar into dir, and removes the jar.

@@ -42,7 +42,7 @@ func repository(t *testing.T) (a archive, dir string) {
 
 	a = archive{version: "15.99.0"}
 	dir = t.TempDir()
-	jar := filepath.Join(dir, "io/zonky/test/postgres", a.artifact(), a.version, a.jar())
+	jar := filepath.Join(dir, "io/zonky/test/postgres", a.artifact(), a.version, a.jar().name())
 	if err := os.MkdirAll(filepath.Dir(jar), 0o755); err != nil {
 		t.Fatal(err)
 	}

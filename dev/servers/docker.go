@@ -10,6 +10,8 @@ import (
 	"strings"
 	"sync"
 	"time"
+
+	"github.com/postbus/postbus/internal/testkit/process"
 )
 
 // docker runs servers in containers, where an engine answers.
@@ -20,6 +22,8 @@ type docker struct {
 	asked sync.Once
 	yes   bool
 	mu    sync.Mutex // one compose at a time: two would make the network twice
+
+	variables []string // NAME=value, of compose.yaml; guarded by mu
 }
 
 // answers reports whether a docker engine with Compose really answers: on
@@ -42,6 +46,7 @@ func (d *docker) compose(args ...string) (string, error) {
 	cmd := exec.Command("docker", append([]string{"compose",
 		"--project-name", "postbus-" + d.id(),
 		"--file", filepath.Join(d.repo, "dev", "compose.yaml")}, args...)...)
+	cmd.Env = append(os.Environ(), d.variables...)
 	var out, problems strings.Builder
 	cmd.Stdout, cmd.Stderr = &out, &problems
 	if err := cmd.Run(); err != nil {
@@ -57,10 +62,13 @@ func (d *docker) up(s *server) (string, error) {
 	defer d.mu.Unlock()
 	var address string
 	err := d.step(s.title, "starting with Docker Compose", func() error {
+		if err := d.choosePort(s); err != nil {
+			return err
+		}
 		if _, err := d.compose("up", "--detach", "--wait", s.key); err != nil {
 			return err
 		}
-		// Docker chooses the port on the loopback address.
+		// Docker has chosen the port on the loopback address, for most.
 		addr, err := d.compose("port", s.key, strconv.Itoa(s.composePort))
 		if err != nil {
 			return err
@@ -69,6 +77,18 @@ func (d *docker) up(s *server) (string, error) {
 		return d.reachable(s, address)
 	})
 	return address, err
+}
+
+// choosePort finds a port for a server that has to know it beforehand.
+func (d *docker) choosePort(s *server) error {
+	if s.composeKnows == "" {
+		return nil
+	}
+	port, err := process.FreePort()
+	if err == nil {
+		d.variables = append(d.variables, fmt.Sprintf("%s=%d", s.composeKnows, port))
+	}
+	return err
 }
 
 // reachable waits until a container answers on its port out here.

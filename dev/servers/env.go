@@ -8,8 +8,6 @@ import (
 	"os"
 	"path/filepath"
 	"strings"
-
-	"github.com/postbus/postbus/internal/pgserver"
 )
 
 // env prints the addresses as shell commands.
@@ -22,7 +20,7 @@ func env(p place, w io.Writer) error {
 	if len(missing) > 0 {
 		return fmt.Errorf("no address for %s; run `make servers-up` first", strings.Join(missing, ", "))
 	}
-	_, err = io.WriteString(w, lines+p.binariesLine())
+	_, err = io.WriteString(w, lines+p.programLines())
 	return err
 }
 
@@ -46,12 +44,9 @@ func export(name, value string) string {
 }
 
 // writeEnv writes .dev/env, from which `go test` learns the addresses.
-func (p place) writeEnv(st *state, testBinaries string) error {
+func (p place) writeEnv(st *state, testPrograms string) error {
 	lines, _ := exports(st)
-	if testBinaries != "" {
-		lines += export(pgserver.BinVariable, testBinaries)
-	}
-	if err := replaceFile(p.envFile(), []byte(lines)); err != nil {
+	if err := replaceFile(p.envFile(), []byte(lines+testPrograms)); err != nil {
 		return fmt.Errorf("write the addresses: %w", err)
 	}
 	return nil

@@ -1,6 +1,9 @@
 package main
 
 import (
+	"crypto/sha256"
+	"encoding/hex"
+	"encoding/xml"
 	"errors"
 	"fmt"
 	"io"
@@ -21,16 +24,43 @@ const (
 	// its layout, to fetch from without the program mvn.
 	mavenVariable = "POSTBUS_MAVEN_URL"
 	mavenPatience = 15 * time.Minute
-	jarLimit      = 100 << 20 // bytes; the jars have 15 MB
+	jarLimit      = 100 << 20 // bytes; the largest have 15 MB
 )
 
 var maven = program{name: "mvn", folders: []string{"/usr/bin", "/usr/local/bin", "/opt/maven/bin"}, lack: lack{debian: "maven"}}
 
-// fetch gets the jar: from the repository that the environment names, or with
-// Maven, which asks its settings.xml where to fetch from.
-func (a archive) fetch(l local, jar string) error {
+// mavenObstacle says why nothing can be had from Maven's repository.
+func mavenObstacle() error {
+	if os.Getenv(mavenVariable) != "" {
+		return nil
+	}
+	if _, err := maven.find(); err == nil {
+		return nil
+	}
+	if _, err := asRoot(); err == nil {
+		return nil // Maven will be installed
+	}
+	return fmt.Errorf("there is neither mvn in PATH nor a repository in %s", mavenVariable)
+}
+
+// jar is one file of a Maven repository, and what it must be.
+type jar struct{ group, artifact, version, sha256 string }
+
+func (j jar) name() string { return j.artifact + "-" + j.version + ".jar" }
+
+// fetch gets the jars into the folder: from the repository that the
+// environment names, or with Maven, which asks its settings.xml where to fetch
+// from. What is not the file that was written down is an error.
+func (l local) fetch(what, dir string, jars ...jar) error {
 	if repository := strings.TrimSpace(os.Getenv(mavenVariable)); repository != "" {
-		return l.step("downloading "+a.jar()+" from "+mavenVariable, func() error { return a.fetchFrom(repository, jar) })
+		return l.step("downloading "+what+" from "+mavenVariable, func() error {
+			for _, j := range jars {
+				if err := errors.Join(j.fetchFrom(repository, dir), j.verify(dir)); err != nil {
+					return err
+				}
+			}
+			return nil
+		})
 	}
 	mvn, err := l.program(maven)
 	if err != nil {
@@ -38,16 +68,66 @@ func (a archive) fetch(l local, jar string) error {
 	}
 	l.maven.Lock() // two at once may write the same file of its repository
 	defer l.maven.Unlock()
-	dir := filepath.Dir(jar)
-	args := []string{mvn, "-q", "-B", mavenCopy, "-DoutputDirectory=" + dir,
-		"-Dartifact=" + strings.Join([]string{archiveGroup, a.artifact(), a.version}, ":")}
+	pom := filepath.Join(dir, "pom.xml")
+	if err := os.WriteFile(pom, []byte(pomOf(dir, jars)), 0o600); err != nil {
+		return fmt.Errorf("write down for Maven what to download: %w", err)
+	}
+	defer os.Remove(pom)
+	args := []string{mvn, "-q", "-B", "-f", pom, mavenCopy}
 	if !mavenHasAHome() {
 		args = append(args, "-Dmaven.repo.local="+filepath.Join(dir, "m2"))
 		defer os.RemoveAll(filepath.Join(dir, "m2"))
 	}
-	err = l.step("downloading "+a.jar()+" with Maven", func() error { return command(nil, args...) })
+	err = l.step("downloading "+what+" with Maven", func() error { return command(nil, args...) })
 	if err != nil {
 		return fmt.Errorf("%w\nMaven fetches from where its settings.xml says; %s=URL names a Maven repository to do without it", err, mavenVariable)
+	}
+	for _, j := range jars {
+		if err := j.verify(dir); err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
+// pomOf has Maven copy the jars, and nothing that they depend on.
+func pomOf(dir string, jars []jar) string {
+	text := func(s string) string {
+		var b strings.Builder
+		xml.EscapeText(&b, []byte(s)) // a strings.Builder takes everything
+		return b.String()
+	}
+	var items strings.Builder
+	for _, j := range jars {
+		fmt.Fprintf(&items, "<artifactItem><groupId>%s</groupId><artifactId>%s</artifactId><version>%s</version></artifactItem>\n",
+			text(j.group), text(j.artifact), text(j.version))
+	}
+	plugin := strings.Split(mavenCopy, ":")
+	return fmt.Sprintf(`<project>
+<modelVersion>4.0.0</modelVersion><groupId>postbus</groupId><artifactId>servers</artifactId><version>1</version><packaging>pom</packaging>
+<build><plugins><plugin><groupId>%s</groupId><artifactId>%s</artifactId><version>%s</version><configuration>
+<outputDirectory>%s</outputDirectory>
+<artifactItems>
+%s</artifactItems>
+</configuration></plugin></plugins></build>
+</project>
+`, plugin[0], plugin[1], plugin[2], text(dir), items.String())
+}
+
+// verify compares the file with what this repository has written down of it.
+func (j jar) verify(dir string) error {
+	f, err := os.Open(filepath.Join(dir, j.name()))
+	if err != nil {
+		return fmt.Errorf("check the download: %w", err)
+	}
+	defer f.Close()
+	h := sha256.New()
+	if _, err := io.Copy(h, f); err != nil {
+		return fmt.Errorf("check the download: %w", err)
+	}
+	if got := hex.EncodeToString(h.Sum(nil)); got != j.sha256 {
+		return fmt.Errorf("check the download: the sha256 of %s is %s, want %s: it was damaged on its way, or the repository serves another file; it is not used",
+			j.name(), got, j.sha256)
 	}
 	return nil
 }
@@ -68,8 +148,8 @@ func mavenHasAHome() bool {
 }
 
 // fetchFrom gets the jar from a repository in Maven's layout.
-func (a archive) fetchFrom(repository, jar string) error {
-	place := []string{strings.ReplaceAll(archiveGroup, ".", "/"), a.artifact(), a.version, a.jar()}
+func (j jar) fetchFrom(repository, dir string) error {
+	place := []string{strings.ReplaceAll(j.group, ".", "/"), j.artifact, j.version, j.name()}
 	u, err := url.Parse(repository)
 	if err != nil {
 		return fmt.Errorf("read %s: it is not a URL", mavenVariable) // the error would show a password
@@ -89,7 +169,7 @@ func (a archive) fetchFrom(repository, jar string) error {
 		return fmt.Errorf("%s: %w; %s must name a repository in Maven's layout that has it", attempt, err, mavenVariable)
 	}
 	defer in.Close()
-	out, err := os.Create(jar)
+	out, err := os.Create(filepath.Join(dir, j.name()))
 	if err != nil {
 		return fmt.Errorf("%s: %w", attempt, err)
 	}

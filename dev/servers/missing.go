@@ -48,7 +48,9 @@ func waysOut(lacks []lack, noRoot error) error {
 		byHand = unique(byHand, l.byHand)
 		variables = unique(variables, l.variable)
 		for manager, name := range map[string]string{"debian": l.debian, "fedora": l.fedora, "brew": l.brew} {
-			packages[manager] = unique(packages[manager], name)
+			for _, one := range strings.Fields(name) {
+				packages[manager] = unique(packages[manager], one)
+			}
 		}
 	}
 	if noRoot == nil {

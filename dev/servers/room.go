@@ -7,7 +7,7 @@ import (
 
 // leastRoom is what the servers fill at once, before any test has run: data
 // folders, logs, binaries.
-const leastRoom = 300 << 20 // bytes
+const leastRoom = 600 << 20 // bytes
 
 // room tells of a full disk before Postgres does, in the middle of something.
 func (u *upper) room() error {

@@ -33,9 +33,13 @@ type server struct {
 
 	composePort int                      // the port inside the container
 	composeURL  func(addr string) string // the address, given host:port
+
+	// composeKnows is the variable of compose.yaml by which a server is told its
+	// port out here, for those that send it on to their clients; "" for most.
+	composeKnows string
 }
 
-var servers = []*server{postgres15, postgres18, pgbouncer, redis}
+var servers = []*server{postgres15, postgres18, pgbouncer, redis, kafka, rabbitmq, elasticmq, moto}
 
 // hostPort is where an address in URL form points.
 func hostPort(address, defaultPort string) (string, error) {
@@ -56,6 +60,9 @@ func hostPort(address, defaultPort string) (string, error) {
 
 // withoutPassword is the address as it may be shown.
 func withoutPassword(address string) string {
+	if !strings.ContainsAny(address, "/@") {
+		return address // host:port,host:port has no place for one
+	}
 	u, err := url.Parse(address)
 	if err != nil {
 		return "(not a URL)"

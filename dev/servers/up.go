@@ -62,7 +62,7 @@ func up(p place) error {
 		})
 	}
 	all.Wait()
-	return errors.Join(append(errs, p.writeEnv(u.state, u.testBinaries()))...)
+	return errors.Join(append(errs, p.writeEnv(u.state, u.testPrograms()))...)
 }
 
 // folder is place.folder for the servers' account.

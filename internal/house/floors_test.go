@@ -70,7 +70,7 @@ var clients = map[string]string{
 }
 
 // testOnly is imported by _test files, by itself and by dev/, and by nobody else.
-var testOnly = []string{"internal/testkit", "internal/pgserver", "internal/house", "dev"}
+var testOnly = []string{"internal/testkit", "internal/brokertest", "internal/pgserver", "internal/brokerserver", "internal/house", "dev"}
 
 // source is what one file imports. Its path is relative to the module.
 type source struct {

@@ -6,6 +6,7 @@ package process
 
 import (
 	"bytes"
+	"cmp"
 	"errors"
 	"fmt"
 	"os"
@@ -24,10 +25,12 @@ type Spec struct {
 	Dir     string // working folder, which the account must be able to enter
 	Log     string // file that stdout and stderr are appended to
 	Account Account
+	Env     []string // NAME=value, beside PATH, HOME (which is Dir), LC_ALL and TZ
 
-	// DieWithParent has the kernel send the process SIGQUIT when we die (on
+	// DieWithParent has the kernel send the process ParentDeath when we die (on
 	// Linux). Without it the process outlives us, in a session of its own.
 	DieWithParent bool
+	ParentDeath   syscall.Signal // SIGQUIT if 0; a Java program only answers that one with its stacks
 }
 
 // Process is a server that we have started.
@@ -47,11 +50,11 @@ func Start(spec Spec) (*Process, error) {
 	defer log.Close()
 
 	cmd := exec.Command(spec.Program, spec.Args...)
-	cmd.Dir, cmd.Env = spec.Dir, environment(spec.Dir)
+	cmd.Dir, cmd.Env = spec.Dir, append(environment(spec.Dir), spec.Env...)
 	cmd.Stdout, cmd.Stderr = log, log
 	cmd.SysProcAttr = &syscall.SysProcAttr{Setsid: true, Credential: spec.Account.credential()}
 	if spec.DieWithParent {
-		DieWithParent(cmd.SysProcAttr, syscall.SIGQUIT)
+		DieWithParent(cmd.SysProcAttr, cmp.Or(spec.ParentDeath, syscall.SIGQUIT))
 	}
 
 	p := &Process{spec: spec, exited: make(chan struct{})}
@@ -91,14 +94,22 @@ func environment(home string) []string {
 // Run runs a program of the account's to its end, as initdb is run. Its
 // output becomes part of the error.
 func Run(a Account, dir string, stdin string, program string, args ...string) error {
-	cmd := exec.Command(program, args...)
-	cmd.Dir, cmd.Env = dir, environment(dir)
+	_, err := Output(Spec{Program: program, Args: args, Dir: dir, Account: a}, stdin)
+	return err
+}
+
+// Output is Run for a Spec, whose Log is not used: it returns what the program
+// has written, to stdout and to stderr.
+func Output(spec Spec, stdin string) ([]byte, error) {
+	cmd := exec.Command(spec.Program, spec.Args...)
+	cmd.Dir, cmd.Env = spec.Dir, append(environment(spec.Dir), spec.Env...)
 	cmd.Stdin = strings.NewReader(stdin)
-	cmd.SysProcAttr = &syscall.SysProcAttr{Credential: a.credential()}
-	if out, err := cmd.CombinedOutput(); err != nil {
-		return fmt.Errorf("run %s as %s: %w\n%s", filepath.Base(program), a.Name, err, bytes.TrimSpace(out))
+	cmd.SysProcAttr = &syscall.SysProcAttr{Credential: spec.Account.credential()}
+	out, err := cmd.CombinedOutput()
+	if err != nil {
+		err = fmt.Errorf("run %s as %s: %w\n%s", filepath.Base(spec.Program), spec.Account.Name, err, bytes.TrimSpace(out))
 	}
-	return nil
+	return out, err
 }
 
 // Ready waits until answers returns nil. A process that exits or stays mute
