@@ -104,11 +104,8 @@ func appendMetadata(b []byte, m map[string]string) []byte {
 func appendString(b []byte, s string) []byte {
 	b = append(b, '"')
 	from := 0
-	for i := 0; i < len(s); i++ {
+	for i := skipVerbatim(s, 0); i < len(s); i = skipVerbatim(s, i+1) {
 		c := s[i]
-		if c >= ' ' && c != '"' && c != '\\' {
-			continue
-		}
 		b = append(b, s[from:i]...)
 		from = i + 1
 		switch c {

@@ -1,6 +1,7 @@
 package events
 
 import (
+	"math/bits"
 	"unicode/utf16"
 	"unicode/utf8"
 )
@@ -129,17 +130,30 @@ var verbatim = func() (table [256]bool) {
 	return table
 }()
 
+// skipVerbatim finds the next byte that does not stand for itself.
+func skipVerbatim[T string | []byte](b T, i int) int {
+	for ; len(b)-i >= 8; i += 8 {
+		if at := unlikeText(load(b, i)); at != 0 {
+			return i + bits.TrailingZeros64(at)/8
+		}
+	}
+	for i < len(b) && verbatim[b[i]] {
+		i++
+	}
+	return i
+}
+
 // scanString finds the end of the string whose opening quote is b[i], and
 // whether there is a backslash in it.
 func scanString(b []byte, i int) (end int, escaped bool, fault string) {
-	for i++; i < len(b); i++ {
-		if verbatim[b[i]] {
-			continue
+	for i++; ; i++ {
+		if i = skipVerbatim(b, i); i >= len(b) {
+			return i, escaped, "the text ends inside a string"
 		}
-		switch c := b[i]; {
-		case c == '"':
+		switch b[i] {
+		case '"':
 			return i + 1, escaped, ""
-		case c == '\\':
+		case '\\':
 			escaped = true
 			i++
 			if i >= len(b) {
@@ -155,11 +169,10 @@ func scanString(b []byte, i int) (end int, escaped bool, fault string) {
 			default:
 				return i, escaped, "a backslash is followed by what JSON does not know"
 			}
-		case c < ' ':
+		default:
 			return i, escaped, "a control character stands unescaped in a string"
 		}
 	}
-	return i, escaped, "the text ends inside a string"
 }
 
 func scanWord(b []byte, i int, word string) (end int, fault string) {

@@ -148,8 +148,12 @@ func faultOfID(s string, limit int) string {
 // faultOfText wants UTF-8 without control characters, or without NUL alone where
 // free text is allowed.
 func faultOfText(s string, free bool) string {
+	i := 0
+	for len(s)-i >= 8 && isPlain(load(s, i)) {
+		i += 8
+	}
 	ascii := true
-	for i := 0; i < len(s); i++ {
+	for ; i < len(s); i++ {
 		c := s[i]
 		if c >= utf8.RuneSelf {
 			ascii = false
