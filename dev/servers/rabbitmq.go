@@ -35,11 +35,7 @@ func startRabbitMQ(l local) (record, *process.Process, error) {
 	if err != nil {
 		return record{}, nil, err
 	}
-	epmd, err := process.FreePort()
-	if err != nil {
-		return record{}, nil, err
-	}
-	r := brokerserver.RabbitMQ{Server: l.broker(program, ""), EpmdPort: epmd}
+	r := brokerserver.RabbitMQ{Server: l.broker(program, "")}
 	p, err := r.Start()
 	return record{URL: r.URL()}, p, err
 }

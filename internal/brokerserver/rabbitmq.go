@@ -15,7 +15,7 @@ import (
 // program the port of another, dies with it (on Linux).
 type RabbitMQ struct {
 	Server
-	EpmdPort int // required
+	epmdPort int // another one at each start: the former epmd may not be gone yet
 }
 
 // Names and passwords: one that may everything, and one that may log in to the
@@ -54,9 +54,12 @@ exec "$1"
 `
 
 // Start starts it, with a user and another without rights.
-func (r RabbitMQ) Start() (*process.Process, error) {
+func (r *RabbitMQ) Start() (*process.Process, error) {
 	distribution, err := process.FreePort()
 	if err != nil {
+		return nil, err
+	}
+	if r.epmdPort, err = process.FreePort(); err != nil {
 		return nil, err
 	}
 	for name, content := range map[string]string{
@@ -81,19 +84,19 @@ func (r RabbitMQ) Start() (*process.Process, error) {
 
 // env is what the node and rabbitmqctl see. The node's cookie lies in HOME,
 // which is the server's folder.
-func (r RabbitMQ) env() []string {
+func (r *RabbitMQ) env() []string {
 	return []string{
 		"RABBITMQ_NODENAME=postbus@localhost", "RABBITMQ_CONF_ENV_FILE=" + r.path("none"),
 		"RABBITMQ_CONFIG_FILE=" + r.path("rabbitmq.conf"), "RABBITMQ_ENABLED_PLUGINS_FILE=" + r.path("enabled_plugins"),
 		"RABBITMQ_MNESIA_BASE=" + r.path("data"), "RABBITMQ_LOG_BASE=" + r.path("logs"), "RABBITMQ_LOGS=-",
 		"RABBITMQ_PID_FILE=" + r.path("pid"), "RABBITMQ_GENERATED_CONFIG_DIR=" + r.path("generated"),
-		"ERL_EPMD_ADDRESS=127.0.0.1", fmt.Sprintf("ERL_EPMD_PORT=%d", r.EpmdPort),
+		"ERL_EPMD_ADDRESS=127.0.0.1", fmt.Sprintf("ERL_EPMD_PORT=%d", r.epmdPort),
 		"ERL_FLAGS=-kernel inet_dist_use_interface {127,0,0,1}",
 	}
 }
 
 // Control runs rabbitmqctl on the running node and returns what it prints.
-func (r RabbitMQ) Control(args ...string) (string, error) {
+func (r *RabbitMQ) Control(args ...string) (string, error) {
 	out, err := process.Output(process.Spec{
 		Program: filepath.Join(filepath.Dir(r.Program), "rabbitmqctl"), Args: append([]string{"--quiet"}, args...),
 		Dir: r.Dir, Account: r.Account, Env: r.env(),
@@ -102,7 +105,7 @@ func (r RabbitMQ) Control(args ...string) (string, error) {
 }
 
 // URL is the address of the user that may everything.
-func (r RabbitMQ) URL() string { return RabbitMQURL(r.Addr()) }
+func (r *RabbitMQ) URL() string { return RabbitMQURL(r.Addr()) }
 
 // RabbitMQURL is the address of such a user on host:port.
 func RabbitMQURL(addr string) string {

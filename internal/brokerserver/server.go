@@ -7,8 +7,10 @@ import (
 	"fmt"
 	"net"
 	"os"
+	"os/exec"
 	"path/filepath"
 	"strconv"
+	"strings"
 
 	"github.com/postbus/postbus/internal/testkit/process"
 )
@@ -47,6 +49,20 @@ func (s Server) write(name, content string) error {
 		return fmt.Errorf("configure %s: %w", filepath.Base(s.Program), err)
 	}
 	return nil
+}
+
+// Find looks for a program in folders and then in PATH.
+func Find(name string, folders []string) (string, error) {
+	for _, folder := range folders {
+		if path, err := exec.LookPath(filepath.Join(folder, name)); err == nil {
+			return path, nil
+		}
+	}
+	path, err := exec.LookPath(name)
+	if err != nil {
+		return "", fmt.Errorf("%s is neither in PATH nor in %s", name, strings.Join(folders, " or "))
+	}
+	return path, nil
 }
 
 // JavaFolders are where to look for java before PATH.

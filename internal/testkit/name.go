@@ -7,6 +7,11 @@ import (
 	"testing"
 )
 
+// Name is a name for what belongs to one test on a shared server, such as a
+// topic, an exchange or a queue: lower-case letters, digits and underscores, at
+// most 40 bytes, another one at each call. Nothing under it is removed for you.
+func Name(t testing.TB) string { return uniqueName(t) }
+
 // uniqueName is a name for what belongs to one test: lower-case letters,
 // digits and underscores, at most 40 bytes, so that it is a valid identifier
 // everywhere and a suffix still fits into Postgres' 63. It shows the test.

@@ -73,15 +73,15 @@ func privateDir(t testing.TB, account process.Account) string {
 	t.Helper()
 	temp, err := account.ReachableTemp()
 	if err != nil {
-		t.Fatalf("start a private Postgres: %v", err)
+		t.Fatalf("start a private server: %v", err)
 	}
 	dir, err := os.MkdirTemp(temp, "postbus-private-")
 	if err != nil {
-		t.Fatalf("start a private Postgres: %v", err)
+		t.Fatalf("start a private server: %v", err)
 	}
 	t.Cleanup(func() {
 		if err := os.RemoveAll(dir); err != nil {
-			t.Errorf("remove a private Postgres: %v", err)
+			t.Errorf("remove a private server: %v", err)
 		}
 	})
 	return dir

@@ -19,6 +19,11 @@ const (
 	PG18        Server = "POSTBUS_POSTGRES18_URL"
 	PgBouncer   Server = "POSTBUS_PGBOUNCER_URL" // transaction pooling, in front of PG15
 	RedisServer Server = "POSTBUS_REDIS_URL"
+
+	KafkaServer    Server = "POSTBUS_KAFKA_BROKERS" // host:port,host:port
+	RabbitMQServer Server = "POSTBUS_RABBITMQ_URL"
+	SQSServer      Server = "POSTBUS_SQS_URL" // ElasticMQ
+	SNSServer      Server = "POSTBUS_SNS_URL" // moto, which has an SQS of its own behind it
 )
 
 // direct is the server behind a pooler, or the server itself.
