@@ -6,6 +6,7 @@ import (
 	"strings"
 	"sync"
 	"testing"
+	"time"
 )
 
 // Proxy stands between a client and a server and breaks the network on
@@ -36,6 +37,7 @@ type Proxy struct {
 	refuse  bool
 	stalled bool
 	allow   int // reply bytes that still pass on each connection; -1: all
+	delay   time.Duration
 	hook    func([]byte) Action
 }
 
@@ -105,6 +107,22 @@ func (p *Proxy) Refuse() { p.change(func() { p.refuse = true }) }
 // a side does not learn that the other has gone. Nothing is lost: Resume lets
 // them pass.
 func (p *Proxy) Stall() { p.change(func() { p.stalled = true }) }
+
+// Freeze makes the present connections half-open: they carry nothing any more, in
+// either direction, and no side learns that the other has gone, as when a host or
+// the path to it vanishes. New connections are served. Resume does not bring the
+// frozen ones back.
+func (p *Proxy) Freeze() {
+	p.change(func() {
+		for l := range p.links {
+			l.frozen = true
+		}
+	})
+}
+
+// Delay holds back each piece of a reply for d, from now on; 0 ends it, and Resume
+// does not.
+func (p *Proxy) Delay(d time.Duration) { p.change(func() { p.delay = d }) }
 
 // DropReplies swallows all that servers send from now on. Clients see silence.
 func (p *Proxy) DropReplies() { p.DropRepliesAfter(0) }

@@ -5,6 +5,7 @@ import (
 	"io"
 	"net"
 	"sync"
+	"time"
 )
 
 // link is one client's connection through a Proxy, whose mu guards the fields
@@ -17,6 +18,7 @@ type link struct {
 	lossy    bool // replies have been swallowed
 	loseNext bool // cut at the next reply
 	dead     bool // cut
+	frozen   bool // carries nothing any more
 }
 
 var errCut = errors.New("the proxy has cut the connection")
@@ -111,6 +113,11 @@ func (l *link) toServer(b []byte) error {
 func (l *link) toClient(b []byte) error {
 	p := l.proxy
 	p.mu.Lock()
+	if d := p.delay; d > 0 {
+		p.mu.Unlock()
+		<-time.After(d)
+		p.mu.Lock()
+	}
 	err := l.wait()
 	if l.loseNext {
 		err = errCut
@@ -131,7 +138,7 @@ func (l *link) toClient(b []byte) error {
 
 // wait returns once the proxy lets bytes pass; the caller holds its mu.
 func (l *link) wait() error {
-	for l.proxy.stalled && !l.dead {
+	for (l.proxy.stalled || l.frozen) && !l.dead {
 		l.proxy.changed.Wait()
 	}
 	if l.dead {

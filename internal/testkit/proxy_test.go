@@ -254,3 +254,39 @@ func TestProxyStandsBeforeRedis(t *testing.T) {
 		t.Errorf("the counter is %d, error %v; want 1", got, err)
 	}
 }
+
+func TestProxyFreezes(t *testing.T) {
+	addr, received := echoServer(t)
+	p := NewProxy(t, addr)
+	conn := dialProxy(t, p)
+	send(t, conn, "one")
+	expect(t, conn, "one")
+	p.Freeze()
+	send(t, conn, "two")
+	expectSilence(t, conn)
+	if got := received.String(); got != "one" {
+		t.Errorf("the server received %q through a frozen connection", got)
+	}
+	fresh := dialProxy(t, p)
+	send(t, fresh, "three")
+	expect(t, fresh, "three")
+	p.Resume()
+	expectSilence(t, conn)
+}
+
+func TestProxyDelays(t *testing.T) {
+	addr, _ := echoServer(t)
+	p := NewProxy(t, addr)
+	conn := dialProxy(t, p)
+	const late = 60 * time.Millisecond
+	p.Delay(late)
+	began := time.Now()
+	send(t, conn, "one")
+	expect(t, conn, "one")
+	if took := time.Since(began); took < late {
+		t.Errorf("the reply came after %s", took)
+	}
+	p.Delay(0)
+	send(t, conn, "two")
+	expect(t, conn, "two")
+}
