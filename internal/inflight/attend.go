@@ -1,6 +1,7 @@
 package inflight
 
 import (
+	"slices"
 	"time"
 
 	"github.com/ThreeDotsLabs/watermill/message"
@@ -39,13 +40,13 @@ type attendant[T any] struct {
 	done  []*delivery[T] // settled by their handlers: the first are acked
 	timer *time.Timer
 	quick bool // the last ack came quickly
-	slow  bool // it did not come in time, and others of the batch waited behind it
+	slow  bool // the oldest takes its time: each message needs an attendant of its own
+	stuck bool // the oldest takes longer than others of the batch: it needs one
 }
 
 func (a *attendant[T]) run() {
 	r := a.room
 	r.mu.Lock()
-	defer r.mu.Unlock()
 	r.waking = false
 	for {
 		a.fill()
@@ -82,6 +83,7 @@ func (a *attendant[T]) run() {
 	}
 	r.attendants--
 	r.moved.Broadcast()
+	r.mu.Unlock()
 }
 
 // fill takes what is to be handed over, or a message that nobody waits for.
@@ -135,43 +137,49 @@ func (a *attendant[T]) handOver() {
 // until the oldest has taken too long. It returns false when the room is done
 // with waiting.
 func (a *attendant[T]) await() bool {
-	if a.sweep() {
-		return true
-	}
-	oldest := a.mine[0].msg
-	if len(a.mine) == 1 {
-		since := time.Now()
+	for !a.sweep() {
+		oldest := a.mine[0].msg
+		if len(a.mine) == 1 {
+			since := time.Now()
+			select {
+			case <-oldest.Acked():
+			case <-oldest.Nacked():
+			case <-a.room.abandoned:
+				return false
+			}
+			a.quick = time.Since(since) < quick
+			continue
+		}
+		if a.timer == nil {
+			a.timer = time.NewTimer(patience)
+		} else {
+			a.timer.Reset(patience)
+		}
 		select {
 		case <-oldest.Acked():
+			a.quick = true
 		case <-oldest.Nacked():
+		case <-a.timer.C:
+			// Handlers are slow if they have taken all there is; else it is the consumer
+			// that is behind, and the oldest one is in the way only if others are done.
+			a.slow = len(a.room.out) == 0
+			a.stuck = a.sweep() && !a.slow && len(a.mine) > 0 && a.mine[0].msg == oldest
+			if a.slow || a.stuck {
+				return true
+			}
 		case <-a.room.abandoned:
 			return false
 		}
-		a.quick = time.Since(since) < quick
-		a.sweep()
-		return true
+		a.timer.Stop()
 	}
-	if a.timer == nil {
-		a.timer = time.NewTimer(patience)
-	} else {
-		a.timer.Reset(patience)
-	}
-	select {
-	case <-oldest.Acked():
-		a.quick = true
-	case <-oldest.Nacked():
-	case <-a.timer.C:
-		a.slow = true
-	case <-a.room.abandoned:
-		return false
-	}
-	a.timer.Stop()
-	a.sweep()
 	return true
 }
 
 // sweep moves to done what is settled by now.
 func (a *attendant[T]) sweep() bool {
+	if len(a.mine) == 0 {
+		return len(a.done) > 0
+	}
 	rest := a.mine[:0]
 	for _, d := range a.mine {
 		if settled(d.msg) {
@@ -213,10 +221,13 @@ func (a *attendant[T]) settle() {
 			clear(a.mine[1:])
 			a.mine = a.mine[:1]
 		}
+	case a.stuck:
+		r.unattended = append(r.unattended, a.mine[0])
+		a.mine = slices.Delete(a.mine, 0, 1)
 	case a.quick:
 		r.batch = min(2*r.batch, r.cfg.MaxInFlight)
 	}
-	a.slow, a.quick = false, false
+	a.quick, a.slow, a.stuck = false, false, false
 	r.notify()
 }
 

@@ -4,6 +4,7 @@ import (
 	"context"
 	"strconv"
 	"sync"
+	"syscall"
 	"testing"
 	"time"
 
@@ -28,6 +29,7 @@ func BenchmarkPlainContract(b *testing.B) {
 		}
 	}()
 	b.ReportAllocs()
+	reportCPU(b)
 	for i := range b.N {
 		m := build(i, 1)
 		out <- m
@@ -49,6 +51,7 @@ func BenchmarkWindowedContract(b *testing.B) {
 		}
 	}()
 	b.ReportAllocs()
+	reportCPU(b)
 	window := make([]*message.Message, 0, 1000)
 	for i := range b.N {
 		m := build(i, 1)
@@ -72,6 +75,7 @@ func BenchmarkRoom(b *testing.B) {
 			b.Run("inflight="+strconv.Itoa(n)+"/keys="+strconv.Itoa(keys), func(b *testing.B) {
 				r := New(context.Background(), Config[int]{Build: build, MaxInFlight: n, MaxBuffered: 10000})
 				b.ReportAllocs()
+				reportCPU(b)
 				carry(b, r, keys, func() {
 					for m := range r.Out() {
 						m.Ack()
@@ -130,6 +134,7 @@ func BenchmarkSlowHandler(b *testing.B) {
 					}
 				})
 			}
+			reportCPU(b)
 			b.ResetTimer()
 			for i := range b.N {
 				work <- build(i, 1)
@@ -139,6 +144,7 @@ func BenchmarkSlowHandler(b *testing.B) {
 		})
 		b.Run("room/inflight="+strconv.Itoa(n), func(b *testing.B) {
 			r := New(context.Background(), Config[int]{Build: build, MaxInFlight: n, MaxBuffered: 10000})
+			reportCPU(b)
 			b.ResetTimer()
 			carry(b, r, 1000, func() {
 				for m := range r.Out() {
@@ -150,4 +156,19 @@ func BenchmarkSlowHandler(b *testing.B) {
 			})
 		})
 	}
+}
+
+// reportCPU adds what a message costs on all cores together: on a machine that
+// others use, too, that says more than the time.
+func reportCPU(b *testing.B) {
+	start := cpuTime()
+	b.Cleanup(func() { b.ReportMetric(float64(cpuTime()-start)/float64(b.N), "cpu-ns/op") })
+}
+
+func cpuTime() time.Duration {
+	var u syscall.Rusage
+	if syscall.Getrusage(syscall.RUSAGE_SELF, &u) != nil {
+		return 0
+	}
+	return time.Duration(u.Utime.Nano() + u.Stime.Nano())
 }
