@@ -78,10 +78,12 @@ func newChain(db *database, who owner, slots slotRange, holder uuid.UUID) *chain
 			SELECT $1, $2, $3, ` + next + `, $5::uuid, $4::bigint, 0, '1:1:', $6, $7::text::pg_snapshot, $9, $10,
 				(SELECT system_identifier FROM pg_control_system()), substr(pg_walfile_name(pg_current_wal_lsn()), 1, 8)`,
 
-		// The latest link, and the one that started its round.
+		// The latest link, and the one that started its round. The LIMIT on the latter
+		// keeps the planner from going through all links for the one that the former
+		// names, as it does without statistics.
 		loadSQL: `SELECT a.n, a.holder::text, a.last_id, b.n, b.prev_snapshot::text, b.prev_id, b.snapshot::text, b.seen_id, b.upper_id
 			FROM (SELECT n, holder, last_id, round FROM ` + link + ` WHERE relay = $1 AND slot_from = $2 AND slot_to = $3 ORDER BY n DESC LIMIT 1) AS a
-			JOIN ` + link + ` AS b ON b.relay = $1 AND b.slot_from = $2 AND b.slot_to = $3 AND b.n = a.round`,
+			CROSS JOIN LATERAL (SELECT * FROM ` + link + ` WHERE relay = $1 AND slot_from = $2 AND slot_to = $3 AND n = a.round LIMIT 1) AS b`,
 
 		pruneSQL: `DELETE FROM ` + link + ` WHERE relay = $1 AND slot_from = $2 AND slot_to = $3 AND n >= $4 AND n < $5`,
 	}

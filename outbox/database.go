@@ -121,8 +121,11 @@ func (d *database) write(ctx context.Context, durable bool, statements ...statem
 // planPlainly keeps the planner from compiling the query or starting workers for
 // it. A table that was never analyzed is taken for so large that it would, for a
 // few hundred rows: a window of ids over 2M rows without statistics costs 105,357
-// by its estimate, more than jit_above_cost.
-const planPlainly = `SELECT set_config('jit', 'off', true), set_config('max_parallel_workers_per_gather', '0', true)`
+// by its estimate, more than jit_above_cost. And it has it go along an index: for a
+// plan that is to serve for all values it takes any transaction for one that has
+// written a good part of such a table, whose first row a scan of all would meet soon.
+const planPlainly = `SELECT set_config('jit', 'off', true), set_config('max_parallel_workers_per_gather', '0', true),
+	set_config('enable_seqscan', 'off', true), set_config('enable_bitmapscan', 'off', true)`
 
 // errAbandon is what a reader of rows returns when it wants no more of very many.
 var errAbandon = errors.New("no more of these rows")

@@ -214,7 +214,7 @@ func (d *Desk) position(ctx context.Context) (at whereabouts, err error) {
 			coalesce(pg_sequence_last_value(`+quoteLiteral(d.db.table("outbox_id"))+`::regclass), 0), (SELECT floor FROM `+d.db.table("retention")+`)
 		FROM `+d.db.table("relay")+` AS r
 		LEFT JOIN LATERAL (SELECT round, last_id FROM `+link+` WHERE relay = $1 AND slot_from = $2 AND slot_to = $3 ORDER BY n DESC LIMIT 1) AS a ON true
-		LEFT JOIN `+link+` AS b ON b.relay = $1 AND b.slot_from = $2 AND b.slot_to = $3 AND b.n = a.round
+		LEFT JOIN LATERAL (SELECT * FROM `+link+` WHERE relay = $1 AND slot_from = $2 AND slot_to = $3 AND n = a.round LIMIT 1) AS b ON true
 		WHERE r.relay = $1`, d.name, allSlots.from, allSlots.to).Scan(&at.lostAt, &at.types, &at.passed, &at.end, &at.floor)
 	if errors.Is(err, pgx.ErrNoRows) {
 		return at, d.unknown(ctx)

@@ -26,10 +26,9 @@ func (s *seat) loadParked(hard context.Context) error {
 	for _, it := range items {
 		s.keepParked(it)
 	}
-	ctx, cancel := context.WithTimeout(hard, s.db.timeout)
-	defer cancel()
-	err = s.db.pool.QueryRow(ctx, `SELECT count(*), coalesce(sum(octet_length(payload)), 0)::bigint FROM `+s.db.table("parked")+`
-		WHERE relay = $1 AND slot BETWEEN $2 AND $3 AND state <> 'discarded'`, s.who.name, s.chain.slots.from, s.chain.slots.to).Scan(&s.aside.events, &s.aside.bytes)
+	err = s.db.read(hard, `SELECT count(*), coalesce(sum(octet_length(payload)), 0)::bigint FROM `+s.db.table("parked")+`
+		WHERE relay = $1 AND slot BETWEEN $2 AND $3 AND state <> 'discarded'`, []any{s.who.name, s.chain.slots.from, s.chain.slots.to},
+		func(rows pgx.Rows) (bool, error) { return true, rows.Scan(&s.aside.events, &s.aside.bytes) })
 	if err != nil {
 		return fmt.Errorf("count the parked events of %s: %w", s.who, explain(s.db.schema, err))
 	}
@@ -37,41 +36,36 @@ func (s *seat) loadParked(hard context.Context) error {
 }
 
 // parkedItems reads parked events without their payloads, in order.
-func (s *seat) parkedItems(hard context.Context, where string, arg any) ([]*item, error) {
-	ctx, cancel := context.WithTimeout(hard, s.db.timeout)
-	defer cancel()
-	rows, err := s.db.pool.Query(ctx, `SELECT log_id, slot, state, attempts, replays, coalesce(last_error, ''), schema_version, event_id::text,
+func (s *seat) parkedItems(hard context.Context, where string, arg any) (items []*item, err error) {
+	err = s.db.read(hard, `SELECT log_id, slot, state, attempts, replays, coalesce(last_error, ''), schema_version, event_id::text,
 			topic, event_type, partition_key, content_type, headers, octet_length(payload)
 		FROM `+s.db.table("parked")+` WHERE relay = $1 AND slot BETWEEN $2 AND $3 AND `+where+` ORDER BY log_id`,
-		s.who.name, s.chain.slots.from, s.chain.slots.to, arg)
-	if err != nil {
-		return nil, fmt.Errorf("load the parked events of %s: %w", s.who, explain(s.db.schema, err))
-	}
-	items, err := pgx.CollectRows(rows, func(row pgx.CollectableRow) (*item, error) {
-		it := &item{parked: true}
-		var state, id string
-		var headers *string
-		err := row.Scan(&it.LogID, &it.slot, &state, &it.attempts, &it.replays, &it.lastErr, &it.SchemaVersion, &id,
-			&it.Topic, &it.EventType, &it.Key, &it.ContentType, &headers, &it.bytes)
-		if err != nil {
-			return nil, err
-		}
-		if it.EventID, err = uuid.Parse(id); err != nil {
-			return nil, err
-		}
-		if headers != nil {
-			if err := json.Unmarshal([]byte(*headers), &it.Headers); err != nil {
-				return nil, fmt.Errorf("parked event %d: its headers are no JSON object of strings: %w", it.LogID, err)
+		[]any{s.who.name, s.chain.slots.from, s.chain.slots.to, arg}, func(row pgx.Rows) (bool, error) {
+			it := &item{parked: true}
+			var state, id string
+			var headers *string
+			err := row.Scan(&it.LogID, &it.slot, &state, &it.attempts, &it.replays, &it.lastErr, &it.SchemaVersion, &id,
+				&it.Topic, &it.EventType, &it.Key, &it.ContentType, &headers, &it.bytes)
+			if err != nil {
+				return false, err
 			}
-		}
-		it.Source = s.source
-		it.giveUp = state == stateGivenUp
-		if state == stateRetrying && it.attempts > 0 {
-			it.retry = s.retry.backoff(it.attempts)
-		}
-		it.state.Store(stParked)
-		return it, s.markReplayed(it)
-	})
+			if it.EventID, err = uuid.Parse(id); err != nil {
+				return false, err
+			}
+			if headers != nil {
+				if err := json.Unmarshal([]byte(*headers), &it.Headers); err != nil {
+					return false, fmt.Errorf("parked event %d: its headers are no JSON object of strings: %w", it.LogID, err)
+				}
+			}
+			it.Source = s.source
+			it.giveUp = state == stateGivenUp
+			if state == stateRetrying && it.attempts > 0 {
+				it.retry = s.retry.backoff(it.attempts)
+			}
+			it.state.Store(stParked)
+			items = append(items, it)
+			return true, s.markReplayed(it)
+		})
 	if err != nil {
 		return nil, fmt.Errorf("load the parked events of %s: %w", s.who, explain(s.db.schema, err))
 	}

@@ -6,24 +6,14 @@ package outbox
 // not visible there belongs to a transaction that ran then, and is listed in it (L, or
 // L'; see round). Nothing may leave that is not visible in every one of them.
 //
-// The chains are found from their ends, downwards, so that no dead link is walked: the
-// highest link of all, then the highest below that chain, and so on. A position whose
-// round's link is missing counts as one that has seen nothing. Those that were ended
-// (lost) do not count.
+// A position whose round's link is missing counts as one that has seen nothing. Those
+// that were ended (lost) do not count.
 //
 // Of a position that begins at a snapshot that has seen nothing, a new or a rewound
 // one, the id says nothing: no transaction is listed there.
 func (d *database) withSeen() string {
 	link := d.table("relay_link")
-	return `WITH RECURSIVE latest AS (
-	(SELECT relay, slot_from, slot_to, n, round, last_id FROM ` + link + `
-		ORDER BY relay DESC, slot_from DESC, slot_to DESC, n DESC LIMIT 1)
-	UNION ALL
-	SELECT b.* FROM latest AS a CROSS JOIN LATERAL (
-		SELECT relay, slot_from, slot_to, n, round, last_id FROM ` + link + `
-		WHERE (relay, slot_from, slot_to) < (a.relay, a.slot_from, a.slot_to)
-		ORDER BY relay DESC, slot_from DESC, slot_to DESC, n DESC LIMIT 1) AS b
-), position AS (
+	return `WITH RECURSIVE ` + latestLinks(link) + `, position AS (
 	SELECT a.relay, a.slot_from, a.slot_to, a.n, a.round, a.last_id, r.kind, r.lost_at,
 		coalesce(CASE WHEN a.last_id = b.upper_id THEN b.snapshot ELSE b.prev_snapshot END, '1:1:') AS snapshot,
 		coalesce(CASE WHEN a.last_id = b.upper_id THEN b.seen_id ELSE b.prev_id END, 0) AS passed
@@ -32,6 +22,21 @@ func (d *database) withSeen() string {
 	LEFT JOIN ` + d.table("relay") + ` AS r ON r.relay = a.relay
 ), seen AS MATERIALIZED (
 	SELECT snapshot, CASE WHEN snapshot::text = '1:1:' THEN 0 ELSE passed END AS id FROM position WHERE lost_at IS NULL
+)`
+}
+
+// latestLinks follows WITH RECURSIVE: latest has the latest link of each position. The
+// chains are found from their ends, downwards, so that no dead link is walked: the
+// highest link of all, then the highest below that chain, and so on.
+func latestLinks(link string) string {
+	return `latest AS (
+	(SELECT relay, slot_from, slot_to, n, round, last_id FROM ` + link + `
+		ORDER BY relay DESC, slot_from DESC, slot_to DESC, n DESC LIMIT 1)
+	UNION ALL
+	SELECT b.* FROM latest AS a CROSS JOIN LATERAL (
+		SELECT relay, slot_from, slot_to, n, round, last_id FROM ` + link + `
+		WHERE (relay, slot_from, slot_to) < (a.relay, a.slot_from, a.slot_to)
+		ORDER BY relay DESC, slot_from DESC, slot_to DESC, n DESC LIMIT 1) AS b
 )`
 }
 

@@ -101,11 +101,12 @@ func (d *database) origin(ctx context.Context, q interface {
 	return o, explain(d.schema, err)
 }
 
-// latestRounds is a subselect of the links that began the round of each position.
+// latestRounds is a subselect of the links that began the round of each position. It
+// does not go through the others.
 func latestRounds(link string) string {
-	return `(SELECT b.* FROM (SELECT DISTINCT ON (relay, slot_from, slot_to) relay, slot_from, slot_to, round FROM ` + link + `
-		ORDER BY relay, slot_from, slot_to, n DESC) AS a
-		JOIN ` + link + ` AS b ON (b.relay, b.slot_from, b.slot_to, b.n) = (a.relay, a.slot_from, a.slot_to, a.round)) AS latest`
+	return `(WITH RECURSIVE ` + latestLinks(link) + `
+		SELECT b.* FROM latest AS a CROSS JOIN LATERAL (SELECT * FROM ` + link + ` AS b
+			WHERE b.relay = a.relay AND b.slot_from = a.slot_from AND b.slot_to = a.slot_to AND b.n = a.round LIMIT 1) AS b) AS latest`
 }
 
 // foreign says what does not belong to this cluster, or "".

@@ -137,7 +137,8 @@ func (s *seat) passedUpTo() int64 {
 func (s *seat) countBelow(hard context.Context, id int64) (n int64, err error) {
 	ctx, cancel := context.WithTimeout(hard, min(s.db.timeout, 2*time.Second))
 	defer cancel()
-	err = s.db.pool.QueryRow(ctx, `SELECT count(*) FROM `+s.db.table("outbox")+` WHERE id > $1 AND id < $2`, s.passedUpTo(), id).Scan(&n)
+	err = s.db.read(ctx, `SELECT count(*) FROM `+s.db.table("outbox")+` WHERE id > $1 AND id < $2`, []any{s.passedUpTo(), id},
+		func(rows pgx.Rows) (bool, error) { return true, rows.Scan(&n) })
 	return n, err
 }
 
@@ -175,14 +176,14 @@ func (c *chain) rewind(ctx context.Context, id int64, with ...statement) error {
 // parkedIDs are the ids above which are put aside or discarded: a rewind does not
 // take them from the log.
 func (s *seat) parkedIDs(hard context.Context, above int64) ([]int64, error) {
-	ctx, cancel := context.WithTimeout(hard, s.db.timeout)
-	defer cancel()
-	rows, err := s.db.pool.Query(ctx, `SELECT log_id FROM `+s.db.table("parked")+` WHERE relay = $1 AND slot BETWEEN $2 AND $3 AND log_id > $4`,
-		s.who.name, s.chain.slots.from, s.chain.slots.to, above)
-	if err != nil {
-		return nil, fmt.Errorf("load the parked events of %s: %w", s.who, explain(s.db.schema, err))
-	}
-	ids, err := pgx.CollectRows(rows, pgx.RowTo[int64])
+	var ids []int64
+	err := s.db.read(hard, `SELECT log_id FROM `+s.db.table("parked")+` WHERE relay = $1 AND slot BETWEEN $2 AND $3 AND log_id > $4`,
+		[]any{s.who.name, s.chain.slots.from, s.chain.slots.to, above}, func(rows pgx.Rows) (bool, error) {
+			var id int64
+			err := rows.Scan(&id)
+			ids = append(ids, id)
+			return true, err
+		})
 	if err != nil {
 		return nil, fmt.Errorf("load the parked events of %s: %w", s.who, explain(s.db.schema, err))
 	}
