@@ -1,0 +1,2 @@
+// Package rabbitmq publishes to RabbitMQ and consumes from it.
+package rabbitmq
