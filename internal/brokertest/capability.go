@@ -8,8 +8,8 @@ type Answer uint8
 const (
 	No Answer = iota
 	Yes
-	// Sometimes: it depends on who is faster. Measured, and either result accepted.
-	Sometimes
+	// NotAssured: it depends on who is faster. Measured, and either result accepted.
+	NotAssured
 )
 
 func (a Answer) String() string {
@@ -18,8 +18,8 @@ func (a Answer) String() string {
 		return "no"
 	case Yes:
 		return "yes"
-	case Sometimes:
-		return "sometimes"
+	case NotAssured:
+		return "not assured"
 	}
 	return fmt.Sprintf("Answer(%d)", uint8(a))
 }

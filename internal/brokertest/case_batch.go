@@ -121,6 +121,9 @@ func holdsBack(r *room) (string, error) {
 	if err != nil {
 		return "", err
 	}
+	if !isBatch && got[len(got)-1].Status == outbox.Done {
+		return "", fmt.Errorf("%d bytes were accepted", r.b.TooLarge)
+	}
 	if !isBatch { // of the call is known that it failed; so nothing may be there from the large one on
 		for i := range got {
 			got[i].Status = outbox.Done

@@ -77,7 +77,7 @@ func Run(t *testing.T, b Broker) {
 			}
 			before := goleak.IgnoreCurrent()
 			t.Cleanup(func() { // last of all
-				if err := goleak.Find(append(ignored(b), before)...); err != nil {
+				if err := left(append(ignored(b), before)); err != nil {
 					leaks++
 					if b.Capabilities.NoLeaks == Yes {
 						t.Errorf("%s: %v", leaksSay, err)
@@ -124,6 +124,14 @@ func ignored(b Broker) (options []goleak.Option) {
 		options = append(options, goleak.IgnoreAnyFunction(f))
 	}
 	return options
+}
+
+// left waits a while for goroutines that are about to end: a client's that finishes a call, say.
+func left(options []goleak.Option) (err error) {
+	if until(5*time.Second, func() bool { err = goleak.Find(options...); return err == nil }, "goroutines end") == nil {
+		return nil
+	}
+	return err
 }
 
 func figuresOf(format string, args ...any) string { return fmt.Sprintf(format, args...) }
