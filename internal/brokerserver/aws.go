@@ -27,7 +27,7 @@ rest-stats.enabled = false
 `, e.Port)
 	if e.Keep {
 		config += fmt.Sprintf("queues-storage { enabled = true, path = %q }\n", e.path("queues.conf")) +
-			fmt.Sprintf("messages-storage { enabled = true, uri = %q }\n", "jdbc:h2:"+e.path("messages"))
+			fmt.Sprintf("messages-storage { enabled = true, uri = %q }\n", "jdbc:h2:"+e.path("messages")+";WRITE_DELAY=0")
 	}
 	if err := e.write("elasticmq.conf", config+strings.Join(e.Settings, "\n")+"\n"); err != nil {
 		return nil, err

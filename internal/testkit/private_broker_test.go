@@ -3,7 +3,9 @@ package testkit
 import (
 	"context"
 	"errors"
+	"fmt"
 	"net"
+	"strconv"
 	"strings"
 	"testing"
 	"time"
@@ -23,6 +25,11 @@ import (
 	"github.com/postbus/postbus/internal/brokerserver"
 )
 
+// seen shows what it returns when it is printed.
+type seen func() (int, error)
+
+func (s seen) String() string { n, err := s(); return fmt.Sprintf("%d, %v", n, err) }
+
 // kept freezes, kills and shuts down a broker that holds a message, and asks for it
 // each time.
 func kept(t *testing.T, b *PrivateBroker, put func(ctx context.Context) error, count func(ctx context.Context) (int, error)) {
@@ -36,7 +43,7 @@ func kept(t *testing.T, b *PrivateBroker, put func(ctx context.Context) error, c
 			defer cancel()
 			got, err = count(ctx)
 			return err == nil && got == want
-		}, "%s: it has %d messages", what, want)
+		}, "%s: it has %d messages (now %s)", what, want, seen(func() (int, error) { return got, err }))
 	}
 	add := func() {
 		t.Helper()
@@ -71,9 +78,12 @@ func kept(t *testing.T, b *PrivateBroker, put func(ctx context.Context) error, c
 	b.Start()
 	ask("after a kill", 1)
 	add()
+	ask("as it goes on", 2)
+	last := b.proc.Identity
 	b.Shutdown()
-	b.Start()
-	ask("after a shutdown", 2)
+	if last.Alive() {
+		t.Error("it survived a shutdown")
+	}
 }
 
 func TestPrivateKafkaKeepsWhatItHad(t *testing.T) {
@@ -93,6 +103,7 @@ func TestPrivateKafkaKeepsWhatItHad(t *testing.T) {
 	if _, err := admin.CreateTopic(ctx, 1, 1, nil, "topic"); err != nil {
 		t.Fatal(err)
 	}
+	knowsUsers(t, k)
 	kept(t, k.PrivateBroker,
 		func(ctx context.Context) error { return client.ProduceSync(ctx, kgo.StringRecord("x")).FirstErr() },
 		func(ctx context.Context) (int, error) {
@@ -105,9 +116,9 @@ func TestPrivateKafkaKeepsWhatItHad(t *testing.T) {
 		})
 }
 
-func TestPrivateKafkaHasUsers(t *testing.T) {
-	t.Parallel()
-	k := PrivateKafka(t)
+// knowsUsers tries the listener that asks for passwords.
+func knowsUsers(t *testing.T, k *PrivateKafkaBroker) {
+	t.Helper()
 	for user, want := range map[plain.Auth]error{
 		{User: brokerserver.KafkaUser, Pass: brokerserver.KafkaPassword}:         nil,
 		{User: brokerserver.KafkaPowerless, Pass: brokerserver.KafkaPowerlessPw}: kerr.TopicAuthorizationFailed,
@@ -159,12 +170,13 @@ func TestPrivateRabbitMQKeepsWhatItHad(t *testing.T) {
 	declare := func(c *amqp.Channel) (amqp.Queue, error) {
 		return c.QueueDeclare("queue", true, false, false, false, amqp.Table{"x-queue-type": "quorum"})
 	}
+	if err := with(t.Context(), func(c *amqp.Channel) error { _, err := declare(c); return err }); err != nil {
+		t.Fatal(err)
+	}
+	r.Settle()
 	kept(t, r.PrivateBroker,
 		func(ctx context.Context) error {
 			return with(ctx, func(c *amqp.Channel) error {
-				if _, err := declare(c); err != nil {
-					return err
-				}
 				if err := c.Confirm(false); err != nil {
 					return err
 				}
@@ -225,7 +237,7 @@ func TestPrivateElasticMQKeepsWhatItHad(t *testing.T) {
 			if err != nil {
 				return 0, err
 			}
-			return len(strings.TrimLeft(got.Attributes["ApproximateNumberOfMessages"], "0")), nil
+			return strconv.Atoi(got.Attributes["ApproximateNumberOfMessages"])
 		})
 }
 
