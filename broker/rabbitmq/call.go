@@ -308,12 +308,16 @@ func (c *call) refused(i int32, reason error, permanent bool, wayOut string) {
 		MessageID: c.src.id(int(i)), Reason: reason, permanent: permanent, wayOut: wayOut}}
 }
 
+// leaveGrace is what a healthy socket gets to take what was written for it in the
+// moment in which a call's time was over.
+const leaveGrace = 50 * time.Millisecond
+
 // expired: what is still on its way may arrive; what has not left must not leave
 // any more, so the connection is cut if there is such.
 func (c *call) expired(cause error) bool {
 	s := c.lane.s
 	silent := time.Since(c.began) >= time.Second && !s.wire.heardSince(c.began)
-	if n := len(c.sent); n > 0 && (silent || !s.wire.sentTo(c.sent[n-1].position)) {
+	if n := len(c.sent); n > 0 && (silent || !s.wire.leaves(leaveGrace)) {
 		s.cut()
 		s.wire.pumping.Wait() // it knows how far it came
 	}

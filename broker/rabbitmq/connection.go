@@ -235,6 +235,31 @@ func (s *session) do(ctx context.Context, request func() error) error {
 	}
 }
 
+// open runs f on a new channel. The channel stays open if all went well and the
+// caller was there to see it.
+func (s *session) open(ctx context.Context, f func(*amqp.Channel) error) error {
+	const (
+		pending = iota
+		opened
+		abandoned
+	)
+	var state atomic.Int32
+	err := s.do(ctx, func() error {
+		ch, err := s.conn.Channel()
+		if err != nil {
+			return err
+		}
+		if err = f(ch); err != nil || !state.CompareAndSwap(pending, opened) {
+			ch.Close()
+		}
+		return err
+	})
+	if err != nil && !state.CompareAndSwap(pending, abandoned) {
+		return nil // opened in the very moment in which ctx ended
+	}
+	return err
+}
+
 // request runs one without waiting for it. A server that has not answered within
 // rpcTimeout has gone: the connection is cut, and the request ends by that.
 func (s *session) request(f func()) {

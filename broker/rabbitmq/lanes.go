@@ -15,18 +15,17 @@ import (
 // to a limit, each lent to one call at a time. Before the first is lent on a new
 // connection, the topology is declared or checked.
 type lanes struct {
-	conn     *connection
-	route    router
-	topology *topology
-	limits   limits
-	slots    chan struct{} // one for every call that has a lane
-	turn     chan struct{} // one request about the topology at a time
+	conn   *connection
+	route  router
+	topo   *preparation
+	limits limits
+	slots  chan struct{} // one for every call that has a lane
+	turn   chan struct{} // one request about the topology at a time
 
-	mu       sync.Mutex
-	of       *session // what is below is about it
-	free     []*lane
-	prepared bool
-	known    map[string]bool // exchanges that are there
+	mu    sync.Mutex
+	of    *session // what is below is about it
+	free  []*lane
+	known map[string]bool // exchanges that are there
 }
 
 // A lane is a channel in confirm mode.
@@ -40,7 +39,7 @@ type lane struct {
 }
 
 func newLanes(conn *connection, route router, t *topology, l limits) *lanes {
-	return &lanes{conn: conn, route: route, topology: t, limits: l,
+	return &lanes{conn: conn, route: route, topo: newPreparation(t), limits: l,
 		slots: make(chan struct{}, l.channels), turn: make(chan struct{}, 1)}
 }
 
@@ -59,11 +58,21 @@ func (l *lanes) take(ctx context.Context) (*lane, error) {
 }
 
 func (l *lanes) find(ctx context.Context) (*lane, error) {
-	s, err := l.conn.session(ctx)
-	if err != nil {
-		return nil, err
+	for again := true; ; again = false {
+		s, err := l.conn.session(ctx)
+		if err != nil {
+			return nil, err
+		}
+		lane, err := l.findOn(ctx, s)
+		if err == nil || !again || !s.ended() || ctx.Err() != nil {
+			return lane, err
+		}
+		// It broke meanwhile, perhaps long ago and unnoticed.
 	}
-	if err := l.prepare(ctx, s); err != nil {
+}
+
+func (l *lanes) findOn(ctx context.Context, s *session) (*lane, error) {
+	if err := l.topo.prepare(ctx, s); err != nil {
 		return nil, err
 	}
 	if lane := l.pop(s); lane != nil {
@@ -89,7 +98,7 @@ func (l *lanes) pop(s *session) *lane {
 // now forgets what was about an earlier session; mu is held.
 func (l *lanes) now(s *session) {
 	if l.of != s {
-		l.of, l.free, l.prepared, l.known = s, nil, l.topology == nil, make(map[string]bool)
+		l.of, l.free, l.known = s, nil, make(map[string]bool)
 	}
 }
 
@@ -110,33 +119,6 @@ func (l *lanes) giveBack(lane *lane, clean bool) {
 	<-l.slots
 }
 
-// prepare declares or checks the topology, once per session.
-func (l *lanes) prepare(ctx context.Context, s *session) error {
-	ready := func() bool {
-		l.mu.Lock()
-		defer l.mu.Unlock()
-		l.now(s)
-		return l.prepared
-	}
-	if ready() {
-		return nil
-	}
-	return l.inTurn(ctx, func() error {
-		if ready() {
-			return nil
-		}
-		if err := l.topology.apply(ctx, s); err != nil {
-			return err
-		}
-		l.mu.Lock()
-		defer l.mu.Unlock()
-		if l.of == s {
-			l.prepared = true
-		}
-		return nil
-	})
-}
-
 // checkExchange finds out whether an exchange is there, once per session. If it
 // is not, the error wraps ErrMissing.
 func (l *lanes) checkExchange(ctx context.Context, s *session, name string) error {
@@ -149,7 +131,7 @@ func (l *lanes) checkExchange(ctx context.Context, s *session, name string) erro
 	if known() {
 		return nil
 	}
-	return l.inTurn(ctx, func() error {
+	return inTurn(ctx, l.turn, func() error {
 		if known() {
 			return nil
 		}
@@ -182,31 +164,17 @@ func wrapMissing(what string, err error) error {
 
 // forget has exchanges looked for again: one has gone.
 func (l *lanes) forget(s *session) {
+	l.topo.forget()
 	l.mu.Lock()
 	defer l.mu.Unlock()
 	if l.of == s {
 		clear(l.known)
-		l.prepared = l.topology == nil
 	}
-}
-
-func (l *lanes) inTurn(ctx context.Context, f func() error) error {
-	select {
-	case l.turn <- struct{}{}:
-	case <-ctx.Done():
-		return ctx.Err()
-	}
-	defer func() { <-l.turn }()
-	return f()
 }
 
 func openLane(ctx context.Context, s *session, unconfirmed int) (*lane, error) {
 	l := &lane{s: s, next: 1}
-	err := s.do(ctx, func() error {
-		ch, err := s.conn.Channel()
-		if err != nil {
-			return err
-		}
+	err := s.open(ctx, func(ch *amqp.Channel) error {
 		l.ch = ch
 		l.closed = ch.NotifyClose(make(chan *amqp.Error, 1))
 		// Nothing of a call waits in amqp091-go's reader, which serves all channels:
@@ -219,7 +187,7 @@ func openLane(ctx context.Context, s *session, unconfirmed int) (*lane, error) {
 	case err == nil:
 		return l, nil
 	case errors.Is(err, context.Canceled), errors.Is(err, context.DeadlineExceeded):
-		return nil, err // the channel, if there will be one, ends with the session
+		return nil, err
 	}
 	return nil, fmt.Errorf("%w: open a channel to RabbitMQ as %s: %w", outbox.ErrUnavailable, s.at.where, tidy(err))
 }

@@ -23,14 +23,13 @@ var (
 // use by several goroutines. It has one connection of its own, made when it is
 // first needed.
 type Publisher struct {
-	route    router
-	timeout  time.Duration
-	limits   limits
-	topology *topology
-	log      *slog.Logger
-	conn     *connection
-	lanes    *lanes
-	warned   sync.Map // topics that had a message over warnBytes
+	route   router
+	timeout time.Duration
+	limits  limits
+	log     *slog.Logger
+	conn    *connection
+	lanes   *lanes
+	warned  sync.Map // topics that had a message over warnBytes
 
 	mu     sync.Mutex
 	closed bool
@@ -111,7 +110,7 @@ func NewPublisher(cfg PublisherConfig) (*Publisher, error) {
 	if len(faults) > 0 {
 		return nil, fmt.Errorf("rabbitmq.NewPublisher: %w: %w", ErrInvalidConfig, errors.Join(faults...))
 	}
-	p := &Publisher{route: route, timeout: cfg.Timeout, topology: topology, log: cfg.Logger,
+	p := &Publisher{route: route, timeout: cfg.Timeout, log: cfg.Logger,
 		limits: limits{messageBytes: cfg.MaxMessageBytes, unconfirmed: 1024, backlog: 1 << 20, channels: 32}}
 	if p.timeout == 0 {
 		p.timeout = defaultTimeout
@@ -123,7 +122,7 @@ func NewPublisher(cfg PublisherConfig) (*Publisher, error) {
 		p.log = slog.Default()
 	}
 	p.conn = newConnection(at, p.log)
-	p.lanes = newLanes(p.conn, p.route, p.topology, p.limits)
+	p.lanes = newLanes(p.conn, p.route, topology, p.limits)
 	return p, nil
 }
 
@@ -220,7 +219,7 @@ func (p *Publisher) Ready(ctx context.Context) error {
 	if err != nil {
 		return err
 	}
-	if err := p.lanes.prepare(ctx, s); err != nil {
+	if err := p.lanes.topo.prepare(ctx, s); err != nil {
 		return err
 	}
 	if p.route.name != "" {

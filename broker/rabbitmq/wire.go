@@ -142,6 +142,27 @@ func (w *wire) backlog(limit uint64) (less <-chan struct{}) {
 	return w.moved
 }
 
+// leaves waits until the socket has taken what was written before now, for at
+// most patience, and tells whether it has.
+func (w *wire) leaves(patience time.Duration) bool {
+	late := time.NewTimer(patience)
+	defer late.Stop()
+	for upTo := w.position(); ; {
+		less := w.backlog(0)
+		switch {
+		case w.written.Load() >= upTo:
+			return true
+		case less == nil:
+			return false // broken
+		}
+		select {
+		case <-less:
+		case <-late.C:
+			return false
+		}
+	}
+}
+
 // heardSince tells whether the server has sent anything since t.
 func (w *wire) heardSince(t time.Time) bool { return w.heard.Load() >= t.UnixNano() }
 

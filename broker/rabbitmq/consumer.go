@@ -1,0 +1,64 @@
+package rabbitmq
+
+import (
+	"errors"
+	"time"
+
+	amqp "github.com/rabbitmq/amqp091-go"
+
+	"github.com/postbus/postbus/internal/inflight"
+)
+
+// A consumer is a channel on which a queue's messages come. Delivery tags belong
+// to the channel, so every delivery keeps its consumer.
+type consumer struct {
+	s          *session
+	queue      string
+	ch         *amqp.Channel
+	deliveries <-chan amqp.Delivery
+	cancelled  chan string
+	closed     chan *amqp.Error
+
+	over  chan struct{} // closed by watch when the channel is
+	cause *amqp.Error
+}
+
+// errCancelled: RabbitMQ has sent basic.cancel.
+var errCancelled = errors.New("RabbitMQ has cancelled the consumer: the queue was deleted, or its node went away")
+
+func (c *consumer) take(d amqp.Delivery) inflight.Delivery[*delivery] {
+	taken := &delivery{Delivery: d, from: c, since: time.Now()}
+	return inflight.Delivery[*delivery]{Key: taken.key(), Size: len(d.Body), Token: taken}
+}
+
+// watch waits for the channel's end.
+func (c *consumer) watch() {
+	c.cause = <-c.closed
+	close(c.over)
+}
+
+func (c *consumer) ended() <-chan struct{} { return c.over }
+
+// why there are no deliveries any more.
+func (c *consumer) why() error {
+	if !c.ch.IsClosed() {
+		return errCancelled
+	}
+	<-c.over
+	if c.cause == nil || c.s.ended() {
+		return c.s.lost()
+	}
+	return tidy(c.cause)
+}
+
+// close gives back what was not acknowledged. It does not wait for longer than
+// rpcTimeout, and the session's end ends it too.
+func (c *consumer) close() {
+	done := make(chan struct{})
+	c.s.request(func() {
+		defer close(done)
+		c.ch.Close()
+	})
+	<-done
+	<-c.over
+}
