@@ -174,6 +174,7 @@ func TestPrivateRabbitMQKeepsWhatItHad(t *testing.T) {
 		t.Fatal(err)
 	}
 	r.Settle()
+	knowsThePowerless(t, r)
 	kept(t, r.PrivateBroker,
 		func(ctx context.Context) error {
 			return with(ctx, func(c *amqp.Channel) error {
@@ -195,7 +196,11 @@ func TestPrivateRabbitMQKeepsWhatItHad(t *testing.T) {
 			})
 			return n, err
 		})
+}
 
+// knowsThePowerless tries the second user, and rabbitmqctl.
+func knowsThePowerless(t *testing.T, r *PrivateRabbitMQNode) {
+	t.Helper()
 	if out := r.Control("list_users"); !strings.Contains(out, brokerserver.RabbitMQPowerless) {
 		t.Errorf("rabbitmqctl says %q", out)
 	}
@@ -209,7 +214,7 @@ func TestPrivateRabbitMQKeepsWhatItHad(t *testing.T) {
 		t.Fatal(err)
 	}
 	var refused *amqp.Error
-	if _, err := declare(channel); !errors.As(err, &refused) || refused.Code != amqp.AccessRefused {
+	if _, err := channel.QueueDeclare("another", true, false, false, false, nil); !errors.As(err, &refused) || refused.Code != amqp.AccessRefused {
 		t.Errorf("the powerless user: %v", err)
 	}
 }
