@@ -23,6 +23,7 @@ const rowFields = 11
 type rowReader struct {
 	source  string
 	names   map[string]string // topics, types, content types: few, and each seen often
+	last    [rowFields]string // by column: mostly the next one, too
 	arena   []byte
 	arenaOf int // size of the next arena
 }
@@ -46,15 +47,19 @@ func (r *rowReader) copied(b []byte) []byte {
 	return r.arena[at:len(r.arena):len(r.arena)]
 }
 
-func (r *rowReader) name(b []byte) string {
-	if s, ok := r.names[string(b)]; ok {
-		return s
+func (r *rowReader) name(b []byte, column int) string {
+	if string(b) == r.last[column] {
+		return r.last[column]
 	}
-	if len(r.names) >= 4096 { // whatever the users do with their types, this stays small
-		clear(r.names)
+	s, ok := r.names[string(b)]
+	if !ok {
+		if len(r.names) >= 4096 { // whatever the users do with their types, this stays small
+			clear(r.names)
+		}
+		s = string(b)
+		r.names[s] = s
 	}
-	s := string(b)
-	r.names[s] = s
+	r.last[column] = s
 	return s
 }
 
@@ -83,7 +88,7 @@ func (r *rowReader) read(rows pgx.Rows, it *item) (xid uint64, err error) {
 		return 0, err
 	}
 	it.slot, it.SchemaVersion, it.Source = int16(slot), int(version), r.source
-	it.Topic, it.EventType, it.Key, it.ContentType = r.name(v[5]), r.name(v[6]), string(v[7]), r.name(v[8])
+	it.Topic, it.EventType, it.Key, it.ContentType = r.name(v[5], 5), r.name(v[6], 6), string(v[7]), r.name(v[8], 8)
 	if v[9] != nil {
 		if err = json.Unmarshal(v[9], &it.Headers); err != nil {
 			return 0, fmt.Errorf("read event %d of the log: its headers are no JSON object of strings: %w", it.LogID, err)
