@@ -31,9 +31,6 @@ import (
 func TestMain(m *testing.M) { testkit.Main(m) }
 
 const (
-	elasticMQ testkit.Server = "POSTBUS_SQS_URL"
-	moto      testkit.Server = "POSTBUS_SNS_URL" // SNS and, behind it, SQS
-
 	patience = 20 * time.Second // for what comes at once on a machine that is not busy
 
 	secret = "canary-secret-of-the-client"
@@ -44,6 +41,28 @@ func noLeaks(t *testing.T) {
 	t.Helper()
 	running := goleak.IgnoreCurrent()
 	t.Cleanup(func() { goleak.VerifyNone(t, running) })
+}
+
+var running struct {
+	sync.Mutex
+	tests int
+}
+
+// together lets a test that mostly waits run beside others of its kind. The last
+// of them looks for goroutines that any of them has left.
+func together(t *testing.T) {
+	t.Helper()
+	t.Parallel()
+	running.Lock()
+	running.tests++
+	running.Unlock()
+	t.Cleanup(func() {
+		running.Lock()
+		defer running.Unlock()
+		if running.tests--; running.tests == 0 {
+			goleak.VerifyNone(t, goleak.IgnoreTopFunction("testing.tRunner.func1")) // that waits for parallel tests
+		}
+	})
 }
 
 func quiet() *slog.Logger { return slog.New(slog.NewTextHandler(io.Discard, nil)) }
@@ -82,7 +101,7 @@ func clientAt(t testing.TB, url string) *awssqs.Client {
 
 func client(t testing.TB) *awssqs.Client {
 	t.Helper()
-	return clientAt(t, testkit.URL(t, elasticMQ))
+	return clientAt(t, testkit.SQS(t))
 }
 
 // uniqueName is a queue's name that no other test has.
@@ -269,7 +288,7 @@ func answerWith(r *http.Request, status int, body string) *http.Response {
 }
 
 func clientThrough(t testing.TB, m *middle) *awssqs.Client {
-	cfg := clientConfig(t, testkit.URL(t, elasticMQ))
+	cfg := clientConfig(t, testkit.SQS(t))
 	m.under = cfg.HTTPClient.(*http.Client).Transport
 	cfg.HTTPClient = &http.Client{Transport: m}
 	return awssqs.NewFromConfig(cfg)

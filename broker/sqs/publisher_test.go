@@ -56,7 +56,7 @@ func TestPublish(t *testing.T) {
 }
 
 func TestPublishBatch(t *testing.T) {
-	noLeaks(t)
+	together(t)
 	c := client(t)
 	for _, suffix := range []string{"", ".fifo"} {
 		t.Run("queue"+suffix, func(t *testing.T) {
@@ -105,7 +105,7 @@ func TestPublishBatch(t *testing.T) {
 // key stops, in whatever request its later messages would have gone, and all
 // others arrive.
 func TestPublishBatchStopsAtFirstFailure(t *testing.T) {
-	noLeaks(t)
+	together(t)
 	var m middle
 	c := clientThrough(t, &m)
 	queue := newQueue(t, c, ".fifo")
@@ -162,7 +162,7 @@ func TestPublishBatchStopsAtFirstFailure(t *testing.T) {
 // What is true of each request, whatever the timing: no two messages of a group in
 // it, none of a group in two requests at once, and no more requests than asked for.
 func TestOneOfAGroupAtATime(t *testing.T) {
-	noLeaks(t)
+	together(t)
 	var m middle
 	c := clientThrough(t, &m)
 	queue := newQueue(t, c, ".fifo")
@@ -225,10 +225,10 @@ func TestOneOfAGroupAtATime(t *testing.T) {
 }
 
 func TestPublishBatchLostReplyIsUnknown(t *testing.T) {
-	noLeaks(t)
+	together(t)
 	c := client(t)
 	queue := newQueue(t, c, "")
-	proxy := testkit.NewProxy(t, testkit.URL(t, elasticMQ))
+	proxy := testkit.NewProxy(t, testkit.SQS(t))
 	p := newPublisher(t, PublisherConfig{Client: clientAt(t, "http://"+proxy.Addr())}) // with the SDK's retries
 	if err := p.Publish(queue, keyedMessage("k", "warm")); err != nil {
 		t.Fatal(err)
@@ -250,10 +250,10 @@ func TestPublishBatchLostReplyIsUnknown(t *testing.T) {
 }
 
 func TestPublishBatchHonoursDeadlineOnStall(t *testing.T) {
-	noLeaks(t)
+	together(t)
 	c := client(t)
 	queue := newQueue(t, c, "")
-	proxy := testkit.NewProxy(t, testkit.URL(t, elasticMQ))
+	proxy := testkit.NewProxy(t, testkit.SQS(t))
 	p := newPublisher(t, PublisherConfig{Client: clientAt(t, "http://"+proxy.Addr())})
 	if err := p.Publish(queue, keyedMessage("k", "warm")); err != nil {
 		t.Fatal(err)
@@ -281,7 +281,7 @@ func TestPublishBatchHonoursDeadlineOnStall(t *testing.T) {
 
 // A client whose HTTP transport heeds no context: the call ends all the same.
 func TestPublishBatchEndsWithoutItsTransport(t *testing.T) {
-	noLeaks(t)
+	together(t)
 	release := make(chan struct{})
 	var m middle
 	c := clientThrough(t, &m)
@@ -341,7 +341,7 @@ func TestPublishBatchConnectionRefused(t *testing.T) {
 // SQS says that a request was limited: nothing of it was accepted, so it goes
 // again, in the same call.
 func TestThrottledIsSentAgain(t *testing.T) {
-	noLeaks(t)
+	together(t)
 	var m middle
 	c := clientThrough(t, &m)
 	queue := newQueue(t, c, ".fifo")
@@ -370,7 +370,7 @@ func TestThrottledIsSentAgain(t *testing.T) {
 // A whole request that is refused for one of its messages: each is tried by
 // itself, and only that one fails.
 func TestRefusedRequestIsTakenApart(t *testing.T) {
-	noLeaks(t)
+	together(t)
 	var m middle
 	c := clientThrough(t, &m)
 	queue := newQueue(t, c, "")
@@ -394,7 +394,7 @@ func TestRefusedRequestIsTakenApart(t *testing.T) {
 }
 
 func TestSizes(t *testing.T) {
-	noLeaks(t)
+	together(t)
 	c := client(t)
 	queue := newQueue(t, c, "")
 	p := newPublisher(t, PublisherConfig{Client: c})
@@ -438,7 +438,7 @@ func TestSizes(t *testing.T) {
 }
 
 func TestSickServices(t *testing.T) {
-	noLeaks(t)
+	together(t)
 	var m middle
 	c := clientThrough(t, &m)
 	queue := newQueue(t, c, "")
@@ -494,7 +494,7 @@ func TestSickServices(t *testing.T) {
 }
 
 func TestMissingQueueAndNames(t *testing.T) {
-	noLeaks(t)
+	together(t)
 	c := client(t)
 	p := newPublisher(t, PublisherConfig{Client: c})
 	missing := uniqueName(t)
@@ -550,7 +550,7 @@ func TestQueueNames(t *testing.T) {
 }
 
 func TestFIFO(t *testing.T) {
-	noLeaks(t)
+	together(t)
 	c := client(t)
 	queue := newQueue(t, c, ".fifo")
 	p := newPublisher(t, PublisherConfig{Client: c})
@@ -596,7 +596,7 @@ func TestFIFO(t *testing.T) {
 }
 
 func TestBinaryAndEmptyPayloads(t *testing.T) {
-	noLeaks(t)
+	together(t)
 	c := client(t)
 	queue := newQueue(t, c, "")
 	p := newPublisher(t, PublisherConfig{Client: c})
@@ -657,7 +657,7 @@ func TestPublisherConfigFaults(t *testing.T) {
 // No credentials, and nobody who gives some: one sentence, and soon.
 func TestMissingCredentials(t *testing.T) {
 	noLeaks(t)
-	cfg := clientConfig(t, testkit.URL(t, elasticMQ))
+	cfg := clientConfig(t, testkit.SQS(t))
 	cfg.Credentials = aws.CredentialsProviderFunc(func(context.Context) (aws.Credentials, error) {
 		return aws.Credentials{}, errors.New("no EC2 IMDS role found")
 	})

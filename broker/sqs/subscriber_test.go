@@ -81,7 +81,7 @@ func mustPublish(t testing.TB, p message.Publisher, topic string, msgs ...*messa
 }
 
 func TestSubscribe(t *testing.T) {
-	noLeaks(t)
+	together(t)
 	c := client(t)
 	queue := newQueue(t, c, ".fifo")
 	p, s := newPublisher(t, PublisherConfig{Client: c}), newSubscriber(t, SubscriberConfig{Client: c})
@@ -113,7 +113,7 @@ func TestSubscribe(t *testing.T) {
 // Whatever a message carries comes out as it went in, also what SQS itself does
 // not take.
 func TestRoundTrip(t *testing.T) {
-	noLeaks(t)
+	together(t)
 	c := client(t)
 	queue := newQueue(t, c, "")
 	p, s := newPublisher(t, PublisherConfig{Client: c}), newSubscriber(t, SubscriberConfig{Client: c})
@@ -149,7 +149,7 @@ func TestRoundTrip(t *testing.T) {
 }
 
 func TestSeveralInFlight(t *testing.T) {
-	noLeaks(t)
+	together(t)
 	c := client(t)
 	for _, n := range []int{1, 8, 30} {
 		t.Run(strconv.Itoa(n), func(t *testing.T) {
@@ -184,7 +184,7 @@ func TestSeveralInFlight(t *testing.T) {
 // FIFO with many in flight and random nacks: of each group at most one message is
 // with a handler, and none is handled before the one in front of it.
 func TestFIFOOrderUnderNacks(t *testing.T) {
-	noLeaks(t)
+	together(t)
 	c := client(t)
 	queue := newQueue(t, c, ".fifo")
 	p := newPublisher(t, PublisherConfig{Client: c})
@@ -254,7 +254,7 @@ func TestFIFOOrderUnderNacks(t *testing.T) {
 }
 
 func TestNackComesAgain(t *testing.T) {
-	noLeaks(t)
+	together(t)
 	c := client(t)
 	queue := newQueue(t, c, "")
 	p := newPublisher(t, PublisherConfig{Client: c})
@@ -282,7 +282,7 @@ func TestNackComesAgain(t *testing.T) {
 
 // A handler that takes three times the visibility has its message to itself.
 func TestSlowHandlerRunsOnce(t *testing.T) {
-	noLeaks(t)
+	together(t)
 	c := client(t)
 	queue := newQueue(t, c, ".fifo")
 	p := newPublisher(t, PublisherConfig{Client: c})
@@ -316,7 +316,7 @@ func TestSlowHandlerRunsOnce(t *testing.T) {
 }
 
 func TestHandlerLimit(t *testing.T) {
-	noLeaks(t)
+	together(t)
 	c := client(t)
 	queue := newQueue(t, c, "")
 	p := newPublisher(t, PublisherConfig{Client: c})
@@ -344,7 +344,7 @@ func TestHandlerLimit(t *testing.T) {
 // Visibility that cannot be renewed: the handler is told before the message is
 // visible, or as soon as we know that somebody else has it.
 func TestLostVisibilityCancelsTheHandler(t *testing.T) {
-	noLeaks(t)
+	together(t)
 	var m middle
 	c := clientThrough(t, &m)
 	queue := newQueue(t, c, ".fifo")
@@ -401,7 +401,7 @@ func TestLostVisibilityCancelsTheHandler(t *testing.T) {
 }
 
 func TestUndecodableIsHandedOver(t *testing.T) {
-	noLeaks(t)
+	together(t)
 	c := client(t)
 	queue := newQueue(t, c, "")
 	url := queueURL(t, c, queue)
@@ -493,7 +493,7 @@ func TestSubscriberConfigFaults(t *testing.T) {
 }
 
 func TestLag(t *testing.T) {
-	noLeaks(t)
+	together(t)
 	c := client(t)
 	queue := newQueue(t, c, "")
 	p := newPublisher(t, PublisherConfig{Client: c})
@@ -527,12 +527,12 @@ func TestLag(t *testing.T) {
 
 // What a consumer held that was killed is delivered to another, in order.
 func TestKilledConsumersMessagesComeBack(t *testing.T) {
-	noLeaks(t)
+	together(t)
 	c := client(t)
 	queue := newQueue(t, c, ".fifo")
 	p := newPublisher(t, PublisherConfig{Client: c})
 	mustPublish(t, p, queue, keyedMessage("k", "1"), keyedMessage("k", "2"), keyedMessage("l", "3"))
-	child := testkit.StartChild(t, "sqs-consumer", testkit.URL(t, elasticMQ), queue)
+	child := testkit.StartChild(t, "sqs-consumer", testkit.SQS(t), queue)
 	testkit.Eventually(t, patience, func() bool { return strings.Contains(child.Output(), "got 1") }, "the child has a message")
 	child.Kill9()
 	ch := subscribe(t, newSubscriber(t, SubscriberConfig{Client: c}), queue)
