@@ -60,5 +60,7 @@ go-is-there:
 bench: servers-up ## measure ours beside peers and limits; QUICK=1, ONLY=drain.null,wake
 	@cd bench && $(GO) build -o ../.dev/bin/bench . && . ../.dev/env && exec ../.dev/bin/bench $(BENCHFLAGS)
 
-soak: servers-up ## the two comparisons that take minutes
-	@cd bench && $(GO) build -o ../.dev/bin/bench . && . ../.dev/env && exec ../.dev/bin/bench -soak $(BENCHFLAGS)
+soak: servers-up ## what takes minutes: two comparisons, and retention beside its alternatives
+	@cd bench && $(GO) build -o ../.dev/bin/bench . && . ../.dev/env && ../.dev/bin/bench -soak $(BENCHFLAGS)
+	@if [ -z "$$ONLY" ]; then . ./.dev/env && POSTBUS_MEASURE=1 POSTBUS_MEASURE_SECONDS=$${QUICK:+5} \
+		$(GO) test -count=1 -run '^TestMeasureRetention$$' -v -timeout 30m ./outbox; fi
