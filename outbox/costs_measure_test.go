@@ -6,6 +6,7 @@ import (
 	"fmt"
 	"log/slog"
 	"os"
+	"sync"
 	"syscall"
 	"testing"
 	"time"
@@ -47,13 +48,15 @@ type costs struct {
 	t    *testing.T
 	f    *fixture
 	look *pgx.Conn // whose own doings do not count
+	sent *sentStatements
 	next int
 }
 
 func newCosts(t *testing.T) *costs {
 	server := testkit.PrivatePostgres(t, "shared_buffers=512MB", "max_wal_size=8GB", "checkpoint_timeout=1h", "autovacuum=off",
 		"shared_preload_libraries=pg_stat_statements", "pg_stat_statements.track_utility=on", "track_io_timing=off")
-	f := &fixture{t: t, schema: "costs", pool: testkit.Pool(t, server.URL())}
+	sent := &sentStatements{}
+	f := &fixture{t: t, schema: "costs", pool: testkit.Pool(t, server.URL(), func(c *pgxpool.Config) { c.ConnConfig.Tracer = sent })}
 	if err := migrations.Up(t.Context(), f.pool, f.schema); err != nil {
 		t.Fatal(err)
 	}
@@ -67,7 +70,7 @@ func newCosts(t *testing.T) *costs {
 		t.Fatal(err)
 	}
 	t.Cleanup(func() { look.Close(context.Background()) })
-	return &costs{t: t, f: f, look: look}
+	return &costs{t: t, f: f, look: look, sent: sent}
 }
 
 // event is one whose document has 600 bytes, of one of 5,000 keys.
@@ -217,7 +220,7 @@ func (c *costs) idles(d time.Duration) {
 	pause.Reset(d)
 	<-pause.C
 	wal := c.wal() - before
-	calls, _ := c.statements(testkit.Relay)
+	calls, _, _ := c.statements(testkit.Relay)
 	c.t.Logf("%-34s statements a second %.1f, bytes of WAL a second %.0f (renewals of the lease)", "an idle relay", calls/d.Seconds(), float64(wal)/d.Seconds())
 	if err := stop(); err != nil {
 		c.t.Fatal(err)
@@ -249,13 +252,45 @@ func (c *costs) measure(what string, n int, role testkit.Role, do func()) {
 	wal, cpu = c.wal()-wal, ownCPU()-cpu
 	sessions := c.sessionsCPU()
 	c.quit()
-	calls, pages := c.statements(role)
+	calls, trips, pages := c.statements(role)
 	var written, dead float64
 	c.get(`SELECT sum(n_tup_ins + n_tup_upd), sum(n_dead_tup) FROM pg_stat_user_tables WHERE schemaname = $1`, []any{c.f.schema}, &written, &dead)
 	per := func(v float64) string { return fmt.Sprintf("%.4g", v/float64(n)) }
-	c.t.Logf("%-34s WAL %s, statements %s, pages %s, tuples %s, dead %s, CPU %s + %s", what, per(float64(wal)), per(calls), per(pages),
+	c.t.Logf("%-34s WAL %s, statements %s in %s round trips, pages %s, tuples %s, dead %s, CPU %s + %s", what, per(float64(wal)), per(calls), per(trips), per(pages),
 		per(written), per(dead), per(float64(cpu.Nanoseconds())/1e3), per(float64(sessions.Nanoseconds())/1e3))
 }
+
+// sentStatements counts what programs send, by role. What the server counts leaves out
+// the BEGIN and COMMIT of prepared statements, and this the COPY that goes past pgx.
+type sentStatements struct {
+	mu           sync.Mutex
+	calls, trips map[testkit.Role]float64
+}
+
+func (s *sentStatements) add(conn *pgx.Conn, calls, trips float64) {
+	role := testkit.Role(conn.Config().RuntimeParams["role"])
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	if s.calls == nil {
+		s.calls, s.trips = map[testkit.Role]float64{}, map[testkit.Role]float64{}
+	}
+	s.calls[role] += calls
+	s.trips[role] += trips
+}
+
+func (s *sentStatements) TraceQueryStart(ctx context.Context, conn *pgx.Conn, _ pgx.TraceQueryStartData) context.Context {
+	s.add(conn, 1, 1)
+	return ctx
+}
+func (s *sentStatements) TraceQueryEnd(context.Context, *pgx.Conn, pgx.TraceQueryEndData) {}
+func (s *sentStatements) TraceBatchStart(ctx context.Context, conn *pgx.Conn, d pgx.TraceBatchStartData) context.Context {
+	if n := d.Batch.Len(); n > 0 {
+		s.add(conn, float64(n), 1)
+	}
+	return ctx
+}
+func (s *sentStatements) TraceBatchQuery(context.Context, *pgx.Conn, pgx.TraceBatchQueryData) {}
+func (s *sentStatements) TraceBatchEnd(context.Context, *pgx.Conn, pgx.TraceBatchEndData)     {}
 
 // reset begins to count anew; all: with sessions that have done nothing yet.
 func (c *costs) reset(all bool) {
@@ -269,6 +304,9 @@ func (c *costs) reset(all bool) {
 	if _, err := c.look.Exec(c.t.Context(), `SELECT pg_stat_statements_reset()`); err != nil {
 		c.t.Fatal(err)
 	}
+	c.sent.mu.Lock()
+	c.sent.calls, c.sent.trips = nil, nil
+	c.sent.mu.Unlock()
 }
 
 // quit ends the sessions, which then tell what they have counted.
@@ -293,12 +331,16 @@ func (c *costs) wal() (at int64) {
 	return at
 }
 
-// statements gives how many a role has sent since reset, and how many pages they touched.
-func (c *costs) statements(role testkit.Role) (calls, pages float64) {
+// statements gives how many a role has sent since reset, in how many round trips, and
+// how many pages they touched.
+func (c *costs) statements(role testkit.Role) (calls, trips, pages float64) {
 	c.t.Helper()
-	c.get(`SELECT coalesce(sum(calls), 0)::float8, coalesce(sum(shared_blks_hit + shared_blks_read), 0)::float8
-		FROM pg_stat_statements WHERE userid = $1::text::regrole`, []any{string(role)}, &calls, &pages)
-	return calls, pages
+	var copies float64
+	c.get(`SELECT coalesce(sum(calls) FILTER (WHERE query LIKE 'COPY%'), 0)::float8, coalesce(sum(shared_blks_hit + shared_blks_read), 0)::float8
+		FROM pg_stat_statements WHERE userid = $1::text::regrole`, []any{string(role)}, &copies, &pages)
+	c.sent.mu.Lock()
+	defer c.sent.mu.Unlock()
+	return c.sent.calls[role] + copies, c.sent.trips[role] + copies, pages
 }
 
 // sessions are the processes of all sessions but our own.

@@ -153,7 +153,7 @@
 //     TestKeyLockWaitsForItsKeyOnly, TestKeyLockOfCrossingAppends, TestKeyLocksAreBounded,
 //     TestKeyLockInEveryExecMode).
 //  15. The log is read by plans that do not depend on statistics
-//     (TestLogIsReadByPlainPlans).
+//     (TestPlansDoNotDependOnStatistics, TestLogIsReadByPlainPlans).
 //  16. All of this holds on PostgreSQL 15 and 18, and through PgBouncer in transaction
 //     mode (TestOrderWhileRelaysAreKilledAndFrozen, TestAppendOneAndMany,
 //     TestEveryExecMode, TestRelayRunsInEveryExecMode,

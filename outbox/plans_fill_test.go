@@ -18,17 +18,25 @@ const (
 	oldXids = 600
 )
 
-// planFixture is a log of n events with tables that nobody will ever analyze by himself.
-func planFixture(t *testing.T, which testkit.Server, n int) *fixture {
+// planFixture is an empty log with tables that nobody analyzes unless the test does.
+func planFixture(t *testing.T, which testkit.Server) *fixture {
 	t.Helper()
 	f := setUp(t, which)
 	for _, table := range planTables {
 		f.exec(`ALTER TABLE ` + f.table(table) + ` SET (autovacuum_enabled = false)`)
 	}
-	f.old()
-	if n == 0 {
-		return f
+	return f.old()
+}
+
+// grow has the tables as of a log of n events that has been in use for long, and nothing
+// of what was in them.
+func (f *fixture) grow(n int) {
+	f.t.Helper()
+	for _, table := range []string{"outbox", "relay_link", "relay_lease", "relay", "parked", "relay_request"} {
+		f.exec(`DELETE FROM ` + f.table(table)) // not TRUNCATE, which would tell the planner
 	}
+	f.exec(`UPDATE ` + f.table("retention") + ` SET floor = 0, late = '{}'`)
+	f.exec(`SELECT setval(` + quoteLiteral(f.table("outbox_id")) + `::regclass, 1, false)`)
 	f.exec(`INSERT INTO `+f.table("outbox")+` (xid, slot, schema_version, event_id, topic, event_type, partition_key, content_type, payload)
 		SELECT (3 + g::bigint * $2::int / ($1::int + 1))::text::xid8, g % 256, 1, '00000000-0000-0000-0000-000000000001', 'order', 'order.changed',
 			'k' || g % 1000, 'application/json', '\x7b7d' FROM generate_series(1, $1::int) AS g`, n, oldXids)
@@ -43,7 +51,6 @@ func planFixture(t *testing.T, which testkit.Server, n int) *fixture {
 	f.exec(`INSERT INTO `+f.table("parked")+` (relay, log_id, slot, state, xid, schema_version, event_id, topic, event_type, partition_key, content_type, payload)
 		SELECT 'r00', g, 0, 'waiting', '3', 1, gen_random_uuid(), 'order', 'order.changed', 'k' || g, 'text/plain', '0123456789' FROM generate_series(1, $1::int) AS g`, manyParked)
 	f.exec(`INSERT INTO `+f.table("relay_request")+` (relay, action, done_at) SELECT 'r00', 'pause', clock_timestamp() FROM generate_series(1, $1::int) AS g`, manyRequests)
-	return f
 }
 
 var planTables = []string{"outbox", "relay", "relay_link", "relay_lease", "retention", "parked", "relay_request"}

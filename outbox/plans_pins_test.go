@@ -16,6 +16,8 @@ type pin struct {
 	// rows are how many of the log's, the links' and the parked it may go through, those
 	// that it passes over included, and how many more for each position that there is.
 	rows, perPosition int
+	// few: its range of ids is so small that it does not matter if they are read by pages.
+	few bool
 	// transactions: it may go through all rows of the transactions that it asks for.
 	transactions bool
 	// people: it is for a person, who may ask for what no index has, and goes through
@@ -27,7 +29,7 @@ type pin struct {
 // in them depends on how much there is.
 var pins = []pin{
 	// Which rows are new.
-	{what: "the idle look", text: `AND NOT pg_visible_in_snapshot(xid, $3::text::pg_snapshot)), EXISTS (SELECT FROM relay_request`, index: "outbox_pkey", rows: 50},
+	{what: "the idle look", text: `AND NOT pg_visible_in_snapshot(xid, $3::text::pg_snapshot)), EXISTS (SELECT FROM relay_request`, index: "outbox_pkey", rows: 50, few: true},
 	{what: "has a late transaction events", text: `SELECT EXISTS (SELECT FROM outbox WHERE xid = ANY`, index: "outbox_xid_id", rows: 1},
 	{what: "a window of a round", text: `payload FROM outbox WHERE id > $1 AND id <= $2 AND slot`, index: "outbox_pkey", rows: 2000},
 	{what: "over a gap", text: `SELECT id FROM outbox WHERE id > $1 AND id <= $2 ORDER BY id LIMIT 1`, index: "outbox_pkey", rows: 1},
@@ -55,7 +57,7 @@ var pins = []pin{
 	{what: "parked events done with", text: `DELETE FROM parked WHERE relay = $1 AND log_id`, rows: 5},
 
 	// Retention.
-	{what: "who holds the log back", text: `SELECT p.relay, coalesce(p.kind, 'relay'), p.passed`, index: "outbox_pkey", perPosition: 5},
+	{what: "who holds the log back", text: `SELECT p.relay, coalesce(p.kind, 'relay'), p.passed`, index: "outbox_pkey", perPosition: 30},
 	{what: "a chunk leaves", text: `young AS MATERIALIZED`, index: "outbox_pkey", rows: 800, perPosition: 4},
 	{what: "late transactions that all have passed", text: `SELECT x::text FROM unnest($1::text[]::xid8[]) AS x WHERE EXISTS (SELECT FROM reader)`, perPosition: 4},
 	{what: "late events below the floor", text: `SELECT id FROM outbox WHERE xid = ANY ($1::text[]::xid8[]) AND id + 0 <= $2`, index: "outbox_xid_id", transactions: true},
@@ -81,7 +83,7 @@ var pins = []pin{
 	{what: "the log's ends", text: `retention.floor, retention.looked_at, oldest.id`, index: "outbox_pkey", rows: 1},
 	{what: "relays", text: `SELECT name.relay, coalesce(r.kind, 'relay'), r.created_at`, perPosition: 2},
 	{what: "positions", text: `SELECT p.relay, p.n, p.at, p.n + 1`, perPosition: 110},
-	{what: "the oldest unpublished event", text: `WITH p AS MATERIALIZED (SELECT *`, index: "outbox_pkey outbox_xid_id", perPosition: 30},
+	{what: "the oldest unpublished event", text: `WITH p AS MATERIALIZED (SELECT *`, index: "outbox_pkey outbox_xid_id", perPosition: 60},
 	{what: "parked events by key", text: `WITH by_key AS (`, rows: manyParked, perPosition: 2},
 }
 
@@ -104,13 +106,15 @@ func find(sql string) *pin {
 }
 
 // holds complains of what the plan reads otherwise than its pin allows, and says whether
-// it reads any of the tables that grow.
-func (p *ranPlan) holds(t *testing.T, n int64, positions int) (of *pin) {
+// it reads any of the tables that grow. Of a plan that was kept from before there was
+// anything only the log's part counts: until the next ANALYZE, by which the server throws
+// it away, what reads all links reads more of them than it need.
+func (p *ranPlan) holds(t *testing.T, when string, kept bool, n int64, positions int) (of *pin) {
 	t.Helper()
 	of = find(p.SQL)
 	gone, grows := 0.0, false
 	p.Root.each(func(k *node) {
-		if k.Table != "outbox" && k.Table != "relay_link" && k.Table != "parked" || k.Type == "ModifyTable" {
+		if k.Table != "outbox" && k.Table != "relay_link" && k.Table != "parked" || k.Type == "ModifyTable" || kept && k.Table != "outbox" {
 			return
 		}
 		grows = true
@@ -120,18 +124,27 @@ func (p *ranPlan) holds(t *testing.T, n int64, positions int) (of *pin) {
 			along = of.index
 		}
 		byIndex := strings.HasPrefix(k.Type, "Index") && slices.Contains(strings.Fields(along), k.Index)
+		if of != nil && of.few && len(k.Plans) == 1 && k.Plans[0].Type == "Bitmap Index Scan" {
+			byIndex = k.Plans[0].Index == along
+		}
 		byPage := k.Table == "parked" && k.Type == "Tid Range Scan"
-		if of != nil && !byIndex && !byPage && !(of.people && k.Table != "outbox") {
-			t.Errorf("%s: %s of %s by %q, want an index scan by %q:\n%s", of.what, k.Type, k.Table, k.Index, along, p)
+		if of != nil && n > 0 && !byIndex && !byPage && !(of.people && k.Table != "outbox") {
+			t.Errorf("%s: %s: %s of %s by %q, want an index scan by %q:\n%s", when, of.what, k.Type, k.Table, k.Index, along, p)
 		}
 	})
 	switch {
 	case !grows:
 		return of
 	case of == nil:
-		t.Errorf("a statement that no pin is for: add one:\n%s", p)
+		t.Errorf("%s: a statement that no pin is for: add one:\n%s", when, p)
 		return nil
 	case of.people:
+		return of
+	}
+	if n == 0 { // reading all of some pages is what there is to do
+		if p.pages() > 200+20*positions {
+			t.Errorf("%s: %s: it touches %d pages of a log with next to nothing in it:\n%s", when, of.what, p.pages(), p)
+		}
 		return of
 	}
 	most := float64(of.rows + of.perPosition*positions)
@@ -139,11 +152,16 @@ func (p *ranPlan) holds(t *testing.T, n int64, positions int) (of *pin) {
 		most += float64(10 * (n/oldXids + 1))
 	}
 	if gone > most {
-		t.Errorf("%s: it goes through %.0f rows, want %.0f at most:\n%s", of.what, gone, most, p)
+		t.Errorf("%s: %s: it goes through %.0f rows, want %.0f at most:\n%s", when, of.what, gone, most, p)
 	}
-	// A row costs the way down an index at most, once more if it is changed.
-	if pages, most := float64(p.pages()), 100+6*gone+16*p.rows()+float64(16*positions*min(1, of.perPosition)); pages > most {
-		t.Errorf("%s: it touches %.0f pages for %.0f rows, want %.0f at most:\n%s", of.what, pages, gone, most, p)
+	// A row costs the way down an index at most, once more if it is changed, and so does
+	// each transaction that is asked for and has none: as many as run on the server.
+	const inVain = 600
+	if kept {
+		return of
+	}
+	if pages, most := float64(p.pages()), inVain+6*gone+16*p.rows()+float64(16*positions*min(1, of.perPosition)); pages > most {
+		t.Errorf("%s: %s: it touches %.0f pages for %.0f rows, want %.0f at most:\n%s", when, of.what, pages, gone, most, p)
 	}
 	return of
 }
