@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"strconv"
 	"time"
 
 	"github.com/google/uuid"
@@ -40,6 +41,7 @@ type chain struct {
 
 	insertSQL string
 	startSQL  string
+	newSQL    string // startSQL, if there is anything new
 	rewindSQL string
 	lastIDSQL string
 	loadSQL   string
@@ -54,6 +56,17 @@ func newChain(db *database, who owner, slots slotRange, holder uuid.UUID) *chain
 	// loses links that were not durable, and their numbers are then used again.
 	next := `CASE WHEN $4::bigint = 1 THEN 1 ELSE (SELECT n + 1 FROM ` + link + `
 		WHERE relay = $1 AND slot_from = $2 AND slot_to = $3 AND n = $4::bigint - 1 AND holder = $8::uuid) END`
+	// T and U in one statement, whose snapshot precedes the function's read.
+	start := func(condition string) string {
+		return `INSERT INTO ` + link + ` (relay, slot_from, slot_to, n, holder, round, last_id,
+				prev_snapshot, prev_id, snapshot, seen_id, upper_id, system_identifier, timeline)
+			SELECT $1, $2, $3, ` + next + `, $5::uuid, $4::bigint, CASE WHEN $6 THEN u ELSE 0 END,
+				$7::text::pg_snapshot, $9, t, $10, u, sys, line
+			FROM (SELECT pg_current_snapshot() AS t, coalesce(pg_sequence_last_value(` + seq + `::regclass), 0) AS u,
+				(SELECT system_identifier FROM pg_control_system()) AS sys,
+				substr(pg_walfile_name(pg_current_wal_lsn()), 1, 8) AS line) AS now` + condition + `
+			RETURNING snapshot::text, upper_id`
+	}
 	return &chain{
 		db: db, who: who, slots: slots, holder: holder,
 
@@ -63,15 +76,8 @@ func newChain(db *database, who owner, slots slotRange, holder uuid.UUID) *chain
 
 		insertSQL: `INSERT INTO ` + link + ` (relay, slot_from, slot_to, n, holder, round, last_id) VALUES ($1, $2, $3, ` + next + `, $5::uuid, $6, $7)`,
 
-		// T and U in one statement, whose snapshot precedes the function's read.
-		startSQL: `INSERT INTO ` + link + ` (relay, slot_from, slot_to, n, holder, round, last_id,
-				prev_snapshot, prev_id, snapshot, seen_id, upper_id, system_identifier, timeline)
-			SELECT $1, $2, $3, ` + next + `, $5::uuid, $4::bigint, CASE WHEN $6 THEN u ELSE 0 END,
-				$7::text::pg_snapshot, $9, t, $10, u, sys, line
-			FROM (SELECT pg_current_snapshot() AS t, coalesce(pg_sequence_last_value(` + seq + `::regclass), 0) AS u,
-				(SELECT system_identifier FROM pg_control_system()) AS sys,
-				substr(pg_walfile_name(pg_current_wal_lsn()), 1, 8) AS line) AS now
-			RETURNING snapshot::text, upper_id`,
+		startSQL: start(""),
+		newSQL:   start(` WHERE u > $11::bigint AND u - $10::bigint <= ` + strconv.Itoa(farBehind)),
 
 		rewindSQL: `INSERT INTO ` + link + ` (relay, slot_from, slot_to, n, holder, round, last_id,
 				prev_snapshot, prev_id, snapshot, seen_id, upper_id, system_identifier, timeline)
@@ -186,17 +192,29 @@ func (c *chain) finish(ctx context.Context, also ...statement) error {
 	return nil
 }
 
+// farBehind is how many ids may lie between L' and U without a thought: the round
+// after reads them once more.
+const farBehind = 1000
+
 // start begins the next round: all the log has now that the finished one had not
 // seen. lastID is the sequence's position as last seen by anybody: if L' is at
 // hand but lies far behind it, the round after would read all in between again.
 func (c *chain) start(ctx context.Context, lastID int64) error {
-	const farBehind = 1000
 	if !c.isFresh || lastID-c.fresh > farBehind {
 		if err := c.refresh(ctx); err != nil {
 			return err
 		}
 	}
 	return c.begin(ctx, c.fresh, false)
+}
+
+// startIfNew is start where L' is at hand and there is something new, a little;
+// else it has written nothing.
+func (c *chain) startIfNew(ctx context.Context) (started bool, err error) {
+	if !c.isFresh {
+		return false, nil
+	}
+	return c.beginBy(ctx, c.newSQL, c.fresh, false, nil, c.pos.round.upper)
 }
 
 // refresh is steps 1 and 2 of a round: read L' without an xid, then draw one,
@@ -213,17 +231,29 @@ func (c *chain) refresh(ctx context.Context) error {
 
 // begin is steps 3 and 4: T and U, and the link that holds them.
 func (c *chain) begin(ctx context.Context, seen int64, finished bool, before ...statement) error {
+	_, err := c.beginBy(ctx, c.startSQL, seen, finished, before)
+	return err
+}
+
+// beginBy begins a round by a statement that may find that there is none to begin.
+func (c *chain) beginBy(ctx context.Context, sql string, seen int64, finished bool, before []statement, more ...any) (begun bool, err error) {
 	p := c.pos
 	next := round{n: p.n + 1, prev: p.round.snap, prevID: p.round.seenID, seenID: seen}
 	var snap string
-	err := c.write(ctx, true, append(before, statement{sql: c.startSQL,
-		args: []any{c.who.name, c.slots.from, c.slots.to, next.n, c.holder.String(), finished, next.prev.text, p.holder.String(), next.prevID, next.seenID},
-		scan: func(row pgx.Row) error { return row.Scan(&snap, &next.upper) }})...)
-	if err != nil {
-		return err
+	err = c.write(ctx, true, append(before, statement{sql: sql,
+		args: append([]any{c.who.name, c.slots.from, c.slots.to, next.n, c.holder.String(), finished, next.prev.text, p.holder.String(), next.prevID, next.seenID}, more...),
+		scan: func(row pgx.Row) error {
+			err := row.Scan(&snap, &next.upper)
+			if begun = err == nil; len(more) > 0 && errors.Is(err, pgx.ErrNoRows) {
+				return nil
+			}
+			return err
+		}})...)
+	if err != nil || !begun {
+		return false, err
 	}
 	if next.snap, err = parseSnapshot(snap); err != nil {
-		return err
+		return false, err
 	}
 	c.isFresh = false
 	next.known = time.Now()
@@ -231,7 +261,7 @@ func (c *chain) begin(ctx context.Context, seen int64, finished bool, before ...
 	if finished {
 		c.pos.lastID = next.upper
 	}
-	return nil
+	return true, nil
 }
 
 func (c *chain) link(lastID int64) statement {

@@ -213,6 +213,12 @@ func (t *duty) goOn(hard, work context.Context, now time.Time, adm admission) (a
 
 // poll looks for what is new and for what is asked.
 func (t *duty) poll(hard context.Context) (acted bool, err error) {
+	if begun, err := t.beginAtOnce(hard); begun || err != nil {
+		if begun {
+			t.read(hard, 0)
+		}
+		return begun, err
+	}
 	fresh, asked, err := t.look(hard)
 	if err != nil {
 		return false, err

@@ -68,6 +68,12 @@ func (p *idlePoll) rested() bool { return p.delay >= p.most }
 
 // poll looks for what is new and for what is asked.
 func (t *tenure) poll(hard context.Context) (acted bool, err error) {
+	if begun, err := t.beginAtOnce(hard); begun || err != nil {
+		if begun {
+			t.read(hard, 0)
+		}
+		return begun, err
+	}
 	fresh, asked, err := t.look(hard)
 	if err != nil {
 		return false, err
@@ -82,6 +88,24 @@ func (t *tenure) poll(hard context.Context) (acted bool, err error) {
 	}
 	t.idle.looked()
 	return acted, nil
+}
+
+// beginAtOnce begins a round without a look before it, where a commit was told of and
+// nothing stands in the way: that commit is a round trip sooner with the publisher. It
+// writes nothing if there is nothing new. Requests wait for a look, which is due
+// however much is committed.
+func (s *seat) beginAtOnce(hard context.Context) (begun bool, err error) {
+	if !s.idle.due || s.active || s.ctl.paused || s.idle.overdue() {
+		return false, nil
+	}
+	s.idle.due = false // before the statement: who is told of later has perhaps not been seen
+	if begun, err = s.chain.startIfNew(hard); err != nil {
+		return false, err
+	}
+	if begun {
+		hit(fpRoundLinked)
+	}
+	return begun, nil
 }
 
 // look tells, by one read-only statement, whether a round is worth starting and
