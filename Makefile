@@ -8,14 +8,20 @@ TESTFLAGS   ?= -race -vet=off -p 2 -timeout 10m
 PACKAGES    ?= ./...
 FUZZTIME    ?= 30s
 
+# What carries the demo's events.
+BROKER      ?= redis
+BROKERS     := redis kafka rabbitmq sqs
+
 .DEFAULT_GOAL := help
 .PHONY: help demo test lint fuzz servers-up servers-down servers-status go-is-there bench soak
 
 help: ## print the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-16s %s\n", $$1, $$2 }' Makefile
 
-demo: servers-up ## start the servers and run the example shop on them
-	@. ./.dev/env && $(GO) run ./example/shop
+demo: go-is-there ## run the example shop; BROKER=redis, kafka, rabbitmq or sqs
+	@$(if $(filter $(BROKERS),$(BROKER)),,echo "BROKER=$(BROKER): give one of $(BROKERS)" >&2; exit 2)
+	@$(GO) run ./dev/servers up postgres15 $(BROKER:sqs=elasticmq)
+	@. ./.dev/env && $(GO) run ./example/shop -broker $(BROKER)
 
 test: servers-up ## start the servers and run all tests, with the race detector
 	@. ./.dev/env && $(GO) test $(TESTFLAGS) $(PACKAGES)

@@ -1,6 +1,8 @@
 // Command servers provides the servers that the tests and the demo need.
 //
 //	go run ./dev/servers up       start what is missing; write .dev/env
+//	go run ./dev/servers up redis postgres15
+//	                              the same of these, and what they stand in front of
 //	go run ./dev/servers status   what runs where, and whether it answers
 //	go run ./dev/servers env      the addresses, for the shell's eval
 //	go run ./dev/servers down     stop what up has started, and its data
@@ -21,27 +23,31 @@ import (
 	"os"
 )
 
-const usage = "usage: go run ./dev/servers up | down | status | env\n"
+const usage = "usage: go run ./dev/servers up [server ...] | down | status | env\n"
 
 func main() {
-	if len(os.Args) != 2 {
+	if len(os.Args) < 2 || len(os.Args) > 2 && os.Args[1] != "up" {
 		fmt.Fprint(os.Stderr, usage)
 		os.Exit(2)
 	}
-	if err := run(os.Args[1]); err != nil {
+	if err := run(os.Args[1], os.Args[2:]); err != nil {
 		fmt.Fprintf(os.Stderr, "servers %s: %v\n", os.Args[1], err)
 		os.Exit(1)
 	}
 }
 
-func run(command string) error {
+func run(command string, names []string) error {
 	p, err := openPlace()
 	if err != nil {
 		return err
 	}
 	switch command {
 	case "up":
-		return up(p)
+		wanted, err := choose(names)
+		if err != nil {
+			return err
+		}
+		return up(p, wanted...)
 	case "down":
 		return down(p)
 	case "status":

@@ -22,7 +22,7 @@ type lack struct {
 // it has started anything.
 func (u *upper) missing() error {
 	var lacks []lack
-	for _, s := range servers {
+	for _, s := range u.servers {
 		if s.missing == nil || u.origin(s) != fromLocal {
 			continue
 		}

@@ -37,9 +37,12 @@ func (u *upper) testPrograms() (lines string) {
 			continue
 		}
 		folder, err := p.find(u)
+		if err != nil && !slices.Contains(u.servers, p.server) {
+			continue
+		}
 		if err != nil {
 			if r, _ := u.state.get(p.server.key); r.URL == "" {
-				continue // it has told why it is not up, or was not asked for
+				continue // it has told why it is not up
 			}
 			folder, err = u.downloadFor(p)
 		}

@@ -5,6 +5,7 @@ import (
 	"net"
 	"net/url"
 	"os"
+	"slices"
 	"strings"
 	"syscall"
 
@@ -40,6 +41,30 @@ type server struct {
 }
 
 var servers = []*server{postgres15, postgres18, pgbouncer, redis, kafka, rabbitmq, elasticmq, moto}
+
+// choose finds servers by their keys, and what they stand in front of; without a
+// key, all.
+func choose(keys []string) (chosen []*server, err error) {
+	if len(keys) == 0 {
+		return servers, nil
+	}
+	var known []string
+	for _, s := range servers {
+		known = append(known, s.key)
+	}
+	for _, key := range keys {
+		i := slices.Index(known, key)
+		if i < 0 {
+			return nil, fmt.Errorf("there is no server %q: the servers are %s", key, strings.Join(known, ", "))
+		}
+		for s := servers[i]; s != nil; s = s.behind {
+			if !slices.Contains(chosen, s) {
+				chosen = append(chosen, s)
+			}
+		}
+	}
+	return chosen, nil
+}
 
 // hostPort is where an address in URL form points.
 func hostPort(address, defaultPort string) (string, error) {

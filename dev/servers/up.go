@@ -14,6 +14,7 @@ import (
 type upper struct {
 	place
 	*progress
+	servers []*server // that are to be up
 	state   *state
 	account process.Account
 	docker  *docker
@@ -21,8 +22,12 @@ type upper struct {
 	maven   sync.Mutex
 }
 
-func up(p place) error {
-	u := &upper{place: p, progress: &progress{w: os.Stderr}}
+// up provides the servers given; all, if none is.
+func up(p place, wanted ...*server) error {
+	if len(wanted) == 0 {
+		wanted = servers
+	}
+	u := &upper{place: p, progress: &progress{w: os.Stderr}, servers: wanted}
 	if err := p.make(); err != nil {
 		return err
 	}
@@ -46,11 +51,11 @@ func up(p place) error {
 	}
 
 	var all sync.WaitGroup
-	ready, errs := map[*server]chan struct{}{}, make([]error, len(servers))
-	for _, s := range servers {
+	ready, errs := map[*server]chan struct{}{}, make([]error, len(u.servers))
+	for _, s := range u.servers {
 		ready[s] = make(chan struct{})
 	}
-	for i, s := range servers {
+	for i, s := range u.servers {
 		all.Go(func() {
 			defer close(ready[s])
 			if s.behind != nil {

@@ -30,8 +30,8 @@ type demonstration struct {
 
 // demonstrate plays all steps and reads the ledger. Whatever happens, nothing of
 // the run is left behind.
-func demonstrate(interrupted context.Context, show *display) (v verdict, err error) {
-	stage, err := openStage(interrupted)
+func demonstrate(interrupted context.Context, broker string, show *display) (v verdict, err error) {
+	stage, err := openStage(interrupted, broker)
 	if err != nil {
 		return v, err
 	}
@@ -57,7 +57,7 @@ func demonstrate(interrupted context.Context, show *display) (v verdict, err err
 // prepare wires the shop, adds the ledger to it, and creates all tables.
 func (d *demonstration) prepare(ctx context.Context) (err error) {
 	d.ledger = &ledger{pool: d.books, onFail: d.fail}
-	d.shop, err = newShop(d.pool, d.client, Config{
+	d.shop, err = newShop(d.pool, d.broker, Config{
 		Schema: d.name, Prefix: d.prefix(),
 		Mail: &flakyMail{}, Labels: d.labels,
 		OnResult: d.ledger.delivered,
@@ -75,6 +75,9 @@ func (d *demonstration) prepare(ctx context.Context) (err error) {
 	d.ledger.duty(payment.Received{}.EventType(), "mail.receipt", false)
 	d.ledger.duty(order.Paid{}.EventType(), "stock.ship", true)
 
+	if err := d.broker.Declare(ctx, d.topics()); err != nil {
+		return err
+	}
 	if err := d.shop.Install(ctx, d.name); err != nil {
 		return err
 	}
@@ -119,7 +122,7 @@ func (d *demonstration) play(ctx context.Context) (v verdict, err error) {
 	if err := errors.Join(stop(d.relays), stop(d.reports)); err != nil { // from here on nothing is published any more
 		return v, err
 	}
-	if err := d.until(ctx, "the consumer has read and acked all streams", d.drained); err != nil && !errors.Is(err, errInVain) {
+	if err := d.until(ctx, "the consumer has read and acked all that was published", d.drained); err != nil && !errors.Is(err, errInVain) {
 		return v, err
 	}
 	stopRouter()
@@ -130,7 +133,7 @@ func (d *demonstration) play(ctx context.Context) (v verdict, err error) {
 	if ctx.Err() != nil {
 		return v, context.Cause(ctx)
 	}
-	if err := d.ledger.readBack(ctx, d.client, d.streams()...); err != nil {
+	if err := d.ledger.readBack(ctx, d.broker, d.topics()); err != nil {
 		return v, err
 	}
 	if v, err = judge(ctx, d.books); err != nil {

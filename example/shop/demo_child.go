@@ -39,7 +39,7 @@ func startChild(command, name string, stage *stage, stderr io.Writer, onExit fun
 	if err != nil {
 		return nil, fmt.Errorf("start %s: %w", name, err)
 	}
-	p := &child{name: name, cmd: exec.Command(self, command, "-stage", stage.name), exited: make(chan struct{})}
+	p := &child{name: name, cmd: exec.Command(self, command, "-stage", stage.name, "-broker", stage.kind), exited: make(chan struct{})}
 	p.cmd.Stderr = stderr
 	if p.stdin, err = p.cmd.StdinPipe(); err != nil {
 		return nil, fmt.Errorf("start %s: %w", name, err)
@@ -91,7 +91,8 @@ func (p *child) stop() error {
 // when it is told to, and when its parent has died, however that came about.
 func childMain(command string, args []string) (status int) {
 	flags := flag.NewFlagSet(command, flag.ExitOnError)
-	name := flags.String("stage", "", "the schema, and the prefix of all streams")
+	name := flags.String("stage", "", "the schema, and the prefix of all topics")
+	broker := flags.String("broker", "", "what carries the events")
 	_ = flags.Parse(args) // exits
 	// A Ctrl-C reaches all processes of the terminal; the parent decides what is to happen.
 	signal.Ignore(os.Interrupt, syscall.SIGHUP)
@@ -101,7 +102,7 @@ func childMain(command string, args []string) (status int) {
 		_, _ = io.Copy(io.Discard, os.Stdin)
 		cancel()
 	}()
-	if err := commands[command](ctx, &stage{name: *name}); err != nil {
+	if err := commands[command](ctx, &stage{name: *name, kind: *broker}); err != nil {
 		fmt.Fprintln(os.Stderr, err)
 		return 1
 	}
@@ -114,12 +115,17 @@ func runRelay(ctx context.Context, s *stage) error {
 		return err
 	}
 	defer pool.Close()
-	client, err := openRedis(ctx)
+	broker, err := openBroker(ctx, s.kind, s.prefix())
 	if err != nil {
 		return err
 	}
-	defer client.Close()
-	relay, err := newRelay(pool, client, Config{Schema: s.name, Prefix: s.prefix(), Logger: slog.Default()})
+	defer broker.close()
+	publisher, err := broker.Publisher()
+	if err != nil {
+		return err
+	}
+	defer publisher.Close()
+	relay, err := newRelay(pool, publisher, Config{Schema: s.name, Prefix: s.prefix(), Logger: slog.Default()})
 	if err != nil {
 		return err
 	}

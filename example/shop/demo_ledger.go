@@ -4,14 +4,11 @@ import (
 	"context"
 	"errors"
 	"fmt"
-	"strings"
 	"sync/atomic"
 	"time"
 
-	watermillredis "github.com/ThreeDotsLabs/watermill-redisstream/pkg/redisstream"
 	"github.com/jackc/pgx/v5"
 	"github.com/jackc/pgx/v5/pgxpool"
-	"github.com/redis/go-redis/v9"
 
 	"github.com/postbus/postbus/bus"
 	"github.com/postbus/postbus/events"
@@ -37,9 +34,9 @@ CREATE TABLE ledger_committed (
 -- Which handlers an event of a type must have gone through, and whether they
 -- leave an effect in this database.
 CREATE TABLE ledger_duty (event_type text, handler text, effect boolean, PRIMARY KEY (event_type, handler));
--- What was found in the streams at the end, and in the poison queues.
-CREATE TABLE ledger_published (stream text, entry text, event_id uuid NOT NULL, PRIMARY KEY (stream, entry));
-CREATE TABLE ledger_poisoned (stream text, entry text, event_id uuid NOT NULL, handler text NOT NULL, PRIMARY KEY (stream, entry));
+-- What the topics have held, and the poison queues.
+CREATE TABLE ledger_published (topic text, entry text, event_id uuid NOT NULL, PRIMARY KEY (topic, entry));
+CREATE TABLE ledger_poisoned (topic text, entry text, event_id uuid NOT NULL, handler text NOT NULL, PRIMARY KEY (topic, entry));
 -- Each delivery to each handler, and how it ended.
 CREATE TABLE ledger_delivery (handler text, event_id uuid NOT NULL, outcome text NOT NULL, replayed boolean NOT NULL);
 CREATE INDEX ON ledger_delivery (event_id);
@@ -125,34 +122,26 @@ func (l *ledger) delivered(r handlers.HandlerResult) {
 	}
 }
 
-// readBack writes down what stands in the streams. The decoder is Watermill's
-// own, so that ours is not its own witness.
-func (l *ledger) readBack(ctx context.Context, client *redis.Client, streams ...string) error {
-	for _, stream := range streams {
-		entries, err := client.XRange(ctx, stream, "-", "+").Result()
+// readBack writes down what the broker has held.
+func (l *ledger) readBack(ctx context.Context, broker broker, topics []string) error {
+	batch := &pgx.Batch{}
+	err := broker.readBack(ctx, topics, func(f finding) error {
+		e, err := events.Decode(f.payload)
 		if err != nil {
-			return fmt.Errorf("read stream %s back: %w", stream, err)
+			return fmt.Errorf("read message %s of topic %s back: %w", f.entry, f.topic, err)
 		}
-		batch := &pgx.Batch{}
-		for _, entry := range entries {
-			msg, err := watermillredis.DefaultMarshallerUnmarshaller{}.Unmarshal(entry.Values)
-			if err != nil {
-				return fmt.Errorf("read entry %s of stream %s back: %w", entry.ID, stream, err)
-			}
-			e, err := events.Decode(msg.Payload)
-			if err != nil {
-				return fmt.Errorf("read entry %s of stream %s back: %w", entry.ID, stream, err)
-			}
-			switch handler := msg.Metadata[handlers.HeaderPoisonHandler]; {
-			case !strings.HasSuffix(stream, handlers.DefaultPoisonTopic("")):
-				batch.Queue(`INSERT INTO ledger_published VALUES ($1, $2, $3)`, stream, entry.ID, e.EventID)
-			default:
-				batch.Queue(`INSERT INTO ledger_poisoned VALUES ($1, $2, $3, $4)`, stream, entry.ID, e.EventID, handler)
-			}
+		if isPoison(f.topic) {
+			batch.Queue(`INSERT INTO ledger_poisoned VALUES ($1, $2, $3, $4)`, f.topic, f.entry, e.EventID, f.handler)
+		} else {
+			batch.Queue(`INSERT INTO ledger_published VALUES ($1, $2, $3)`, f.topic, f.entry, e.EventID)
 		}
-		if err := l.pool.SendBatch(ctx, batch).Close(); err != nil {
-			return fmt.Errorf("write down what stream %s holds: %w", stream, err)
-		}
+		return nil
+	})
+	if err != nil {
+		return err
+	}
+	if err := l.pool.SendBatch(ctx, batch).Close(); err != nil {
+		return fmt.Errorf("write down what the broker has held: %w", err)
 	}
 	return nil
 }

@@ -8,23 +8,9 @@ import (
 	"github.com/postbus/postbus/outbox"
 )
 
-// streams are those of the run, and their poison queues.
-func (d *demonstration) streams() []string {
-	order, payment := d.prefix()+"order", d.prefix()+"payment"
-	return []string{order, order + ".poison", payment, payment + ".poison"}
-}
-
-// published counts the entries in the streams, repeats included.
+// published counts the events in their topics, repeats included.
 func (d *demonstration) published(ctx context.Context) (int64, error) {
-	var sum int64
-	for _, stream := range []string{d.streams()[0], d.streams()[2]} {
-		n, err := d.client.XLen(ctx, stream).Result()
-		if err != nil {
-			return 0, fmt.Errorf("read the length of stream %s: %w", stream, err)
-		}
-		sum += n
-	}
-	return sum, nil
+	return d.broker.published(ctx, d.eventTopics())
 }
 
 // allHandled: no committed event waits for a handler.
@@ -54,30 +40,9 @@ func (d *demonstration) counted(ctx context.Context) (n int64, err error) {
 	return n, err
 }
 
-// drained: every entry of every stream was delivered and acked.
+// drained: every message of every topic was delivered and acked.
 func (d *demonstration) drained(ctx context.Context) (bool, error) {
-	for _, stream := range d.streams() {
-		if n, err := d.client.Exists(ctx, stream).Result(); err != nil || n == 0 {
-			if err != nil {
-				return false, err
-			}
-			continue
-		}
-		info, err := d.client.XInfoStream(ctx, stream).Result()
-		if err != nil {
-			return false, err
-		}
-		groups, err := d.client.XInfoGroups(ctx, stream).Result()
-		if err != nil {
-			return false, err
-		}
-		for _, group := range groups {
-			if group.Pending > 0 || group.LastDeliveredID != info.LastGeneratedID {
-				return false, nil
-			}
-		}
-	}
-	return true, nil
+	return d.broker.drained(ctx, d.topics())
 }
 
 // report shows how far everything is, and tells the clerks, until ctx ends.

@@ -13,30 +13,32 @@ import (
 	"github.com/jackc/pgx/v5"
 	"github.com/jackc/pgx/v5/pgconn"
 	"github.com/jackc/pgx/v5/pgxpool"
-	"github.com/redis/go-redis/v9"
+
+	"github.com/postbus/postbus/handlers"
 )
 
 // errNoServers is what keeps a demonstration from beginning.
-var errNoServers = errors.New("type `make demo`, which starts Postgres and Redis and tells this program where they are")
+var errNoServers = errors.New("type `make demo`, or `make demo BROKER=...`, which starts the servers and tells this program where they are")
 
 // errLeftBehind: a run could not be cleared away.
 var errLeftBehind = errors.New("it is left behind")
 
 // stage is where one run takes place: connections, and a schema and a prefix of
-// streams that nobody else has.
+// topics that nobody else has.
 type stage struct {
-	name   string // of the schema, and the prefix of all streams
+	name   string // of the schema, and the prefix of all topics
+	kind   string // of the broker
 	pool   *pgxpool.Pool
 	books  *pgxpool.Pool // the ledger's own, so that counting does not wait for the shop
-	client *redis.Client
+	broker broker
 }
 
 // What is only watched needs no fsync, since no server dies here; and its
 // questions are answered in less time than the compiling of them would take.
 var ledgerSettings = []string{"synchronous_commit", "off", "jit", "off"}
 
-func openStage(ctx context.Context) (*stage, error) {
-	s := &stage{name: "shop_demo_" + randomHex(4)}
+func openStage(ctx context.Context, kind string) (*stage, error) {
+	s := &stage{name: "shop_demo_" + randomHex(4), kind: kind}
 	var err error
 	if s.pool, err = openPostgres(ctx, s.name, 16); err != nil {
 		return nil, err
@@ -45,15 +47,26 @@ func openStage(ctx context.Context) (*stage, error) {
 		s.close()
 		return nil, err
 	}
-	if s.client, err = openRedis(ctx); err != nil {
+	if s.broker, err = openBroker(ctx, kind, s.prefix()); err != nil {
 		s.close()
 		return nil, err
 	}
 	return s, nil
 }
 
-// prefix is before the names of all streams of the run.
+// prefix is before the names of all topics of the run.
 func (s *stage) prefix() string { return s.name + "." }
+
+// eventTopics are those of the run.
+func (s *stage) eventTopics() []string { return []string{s.prefix() + "order", s.prefix() + "payment"} }
+
+// topics are all, with their poison queues.
+func (s *stage) topics() (all []string) {
+	for _, topic := range s.eventTopics() {
+		all = append(all, topic, handlers.DefaultPoisonTopic(topic))
+	}
+	return all
+}
 
 // clear removes what the run has made. Everything that writes has ended by now.
 func (s *stage) clear(ctx context.Context) error {
@@ -63,21 +76,15 @@ func (s *stage) clear(ctx context.Context) error {
 	if err != nil {
 		err = fmt.Errorf("drop schema %s: %w: %w", s.name, errLeftBehind, err)
 	}
-	keys := s.client.Scan(ctx, 0, s.prefix()+"*", 1000).Iterator()
-	for keys.Next(ctx) {
-		if delErr := s.client.Del(ctx, keys.Val()).Err(); delErr != nil {
-			err = errors.Join(err, fmt.Errorf("remove stream %s: %w: %w", keys.Val(), errLeftBehind, delErr))
-		}
-	}
-	if keys.Err() != nil {
-		err = errors.Join(err, fmt.Errorf("remove the streams %s*: %w: %w", s.prefix(), errLeftBehind, keys.Err()))
+	if removeErr := s.broker.remove(ctx, s.topics()); removeErr != nil {
+		err = errors.Join(err, fmt.Errorf("remove what begins with %s from the broker: %w: %w", s.prefix(), errLeftBehind, removeErr))
 	}
 	return err
 }
 
 func (s *stage) close() {
-	if s.client != nil {
-		_ = s.client.Close() // nothing is under way on it
+	if s.broker != nil {
+		s.broker.close()
 	}
 	if s.books != nil {
 		s.books.Close()
@@ -112,25 +119,6 @@ func openPostgres(ctx context.Context, schema string, connections int32, setting
 	return nil, noAnswer("Postgres", net.JoinHostPort(cfg.ConnConfig.Host, fmt.Sprint(cfg.ConnConfig.Port)), err)
 }
 
-func openRedis(ctx context.Context) (*redis.Client, error) {
-	url, err := address("POSTBUS_REDIS_URL")
-	if err != nil {
-		return nil, err
-	}
-	options, err := redis.ParseURL(url)
-	if err != nil {
-		return nil, fmt.Errorf("POSTBUS_REDIS_URL is no address of a Redis server: %w", errNoServers)
-	}
-	options.ContextTimeoutEnabled = true
-	redis.SetLogger(quiet{})
-	client := redis.NewClient(options)
-	if err := client.Ping(ctx).Err(); err != nil {
-		_ = client.Close()
-		return nil, noAnswer("Redis", options.Addr, err)
-	}
-	return client, nil
-}
-
 func address(variable string) (string, error) {
 	if url := os.Getenv(variable); url != "" {
 		return url, nil
@@ -153,12 +141,6 @@ func noAnswer(server, at string, err error) error {
 	}
 	return fmt.Errorf("%s at %s does not answer (%w): %w", server, at, err, errNoServers)
 }
-
-// quiet keeps go-redis from writing between our lines: what goes wrong comes as
-// an error, too.
-type quiet struct{}
-
-func (quiet) Printf(context.Context, string, ...any) {}
 
 func randomHex(bytes int) string {
 	b := make([]byte, bytes)

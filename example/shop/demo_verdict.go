@@ -22,7 +22,7 @@ type verdict struct {
 }
 
 // The numbers of events. The first is the domain's own count and knows nothing of
-// ids, outbox or streams; the others must come to the same.
+// ids, outbox or broker; the others must come to the same.
 const (
 	countCommitted = `SELECT coalesce(sum(version), 0) FROM ledger_business`
 	countPublished = `SELECT count(DISTINCT event_id) FROM ledger_published`
@@ -59,7 +59,7 @@ const (
 	// Phantom: seen somewhere, and never committed.
 	findPhantom = `
 		SELECT format('event %s was never committed and is in %s', event_id, string_agg(DISTINCT place, ', ' ORDER BY place))
-		FROM (SELECT event_id, 'the streams' AS place FROM ledger_published
+		FROM (SELECT event_id, 'the broker' AS place FROM ledger_published
 			UNION ALL SELECT event_id, 'the poison queue' FROM ledger_poisoned
 			UNION ALL SELECT event_id, 'the deliveries' FROM ledger_delivery
 			UNION ALL SELECT event_id, 'the attempts' FROM ledger_attempt
@@ -178,7 +178,7 @@ func (v verdict) print(out io.Writer) {
 	t.Style().Format.Header = text.FormatDefault
 	t.AppendHeader(table.Row{"events", "", "counted in"})
 	t.AppendRow(table.Row{"committed", v.committed, "the versions of the shop's own rows"})
-	t.AppendRow(table.Row{"published", v.published, "the streams, read back: distinct ids"})
+	t.AppendRow(table.Row{"published", v.published, "what the broker has held: distinct ids"})
 	t.AppendRow(table.Row{"handled", v.handled, "the inbox: settled in every handler"})
 	t.AppendRow(table.Row{"effects", v.effects, "the rows that handlers have written"})
 	t.AppendSeparator()

@@ -89,7 +89,7 @@ func TestJudge(t *testing.T) {
 		{"all came the wrong way round", `
 			UPDATE ledger_attempt SET seq = -seq`,
 			func(v *verdict) { v.disorder = 2 }},
-		{"a rolled back event is in a stream", `
+		{"a rolled back event is with the broker", `
 			INSERT INTO ledger_published VALUES ('order', 'phantom', '00000000-0000-0000-0000-000000000099')`,
 			func(v *verdict) { v.phantom, v.published = 1, 7 }},
 		{"a rolled back event was handled in the place of a later one", `
@@ -100,7 +100,7 @@ func TestJudge(t *testing.T) {
 			func(v *verdict) { v.phantom, v.disorder, v.effects, v.handled = 1, 1, 7, 7 }},
 		{"the domain's rows were rolled back and the event was not", `UPDATE accounts SET version = 3 WHERE customer_id = 'a'`,
 			func(v *verdict) { v.phantom, v.committed = 1, 5 }},
-		{"the queue has a second copy of the poisoning", `INSERT INTO ledger_poisoned SELECT stream, '2', event_id, handler FROM ledger_poisoned`,
+		{"the queue has a second copy of the poisoning", `INSERT INTO ledger_poisoned SELECT topic, '2', event_id, handler FROM ledger_poisoned`,
 			func(*verdict) {}},
 		{"a poisoning that nobody was told of is in the queue", `
 			INSERT INTO ledger_poisoned VALUES ('order.poison', '2', '00000000-0000-0000-0000-000000000001', 'ledger.order.placed')`,

@@ -6,11 +6,10 @@ import (
 	"log/slog"
 	"time"
 
+	"github.com/ThreeDotsLabs/watermill/message"
 	"github.com/jackc/pgx/v5"
 	"github.com/jackc/pgx/v5/pgxpool"
-	"github.com/redis/go-redis/v9"
 
-	"github.com/postbus/postbus/broker/redisstream"
 	"github.com/postbus/postbus/bus"
 	"github.com/postbus/postbus/events"
 	"github.com/postbus/postbus/example/shop/internal/mail"
@@ -27,15 +26,15 @@ import (
 // Config is what differs between two installations of the shop.
 type Config struct {
 	Schema   string                       // of Postbus' tables in Postgres
-	Prefix   string                       // before the names of the streams in Redis
+	Prefix   string                       // before the names of the broker's topics
 	Mail     mail.Sender                  // takes the letters
 	Labels   stock.Labeler                // makes the parcels' labels
 	OnResult func(handlers.HandlerResult) // told of every delivery, for metrics; may be nil
 	Logger   *slog.Logger
 }
 
-// topic is the stream of an event type: one for all events of a domain, since
-// order holds within one stream. The log and the router must agree on it.
+// topic is where an event type goes: one topic for all events of a domain, since
+// order holds within one. The log and the router must agree on it.
 func (c Config) topic(eventType string) string { return c.Prefix + outbox.DefaultTopic(eventType) }
 
 // Shop is the wired monolith.
@@ -45,8 +44,8 @@ type Shop struct {
 	router   *handlers.Router
 	replayer *handlers.Replayer
 
-	subscriber *redisstream.Subscriber
-	publisher  *redisstream.Publisher // of poison and replays; events go through the outbox
+	subscriber message.Subscriber
+	publisher  message.Publisher // of poison and replays; events go through the outbox
 
 	orders   *order.Orders
 	payments *payment.Payments
@@ -56,7 +55,7 @@ type Shop struct {
 }
 
 // newShop wires the shop. It connects to nothing and starts nothing.
-func newShop(pool *pgxpool.Pool, client redis.UniversalClient, cfg Config) (*Shop, error) {
+func newShop(pool *pgxpool.Pool, broker broker, cfg Config) (*Shop, error) {
 	log, err := outbox.NewLog(outbox.LogConfig{Schema: cfg.Schema, Topic: cfg.topic})
 	if err != nil {
 		return nil, err
@@ -65,13 +64,11 @@ func newShop(pool *pgxpool.Pool, client redis.UniversalClient, cfg Config) (*Sho
 	if err != nil {
 		return nil, err
 	}
-	publisher, err := redisstream.NewPublisher(redisstream.PublisherConfig{Client: client})
+	publisher, err := broker.Publisher()
 	if err != nil {
 		return nil, err
 	}
-	subscriber, err := redisstream.NewSubscriber(redisstream.SubscriberConfig{
-		Client: client, Group: "shop", Consumer: "shop-1", Logger: cfg.Logger,
-	})
+	subscriber, err := broker.Subscriber(cfg.Logger)
 	if err != nil {
 		return nil, err
 	}
@@ -84,7 +81,7 @@ func newShop(pool *pgxpool.Pool, client redis.UniversalClient, cfg Config) (*Sho
 	if err != nil {
 		return nil, err
 	}
-	replayer, err := handlers.NewReplayer(subscriber, publisher, handlers.ReplayConfig{Idle: time.Second, Logger: cfg.Logger})
+	replayer, err := handlers.NewReplayer(subscriber, publisher, handlers.ReplayConfig{Logger: cfg.Logger})
 	if err != nil {
 		return nil, err
 	}
@@ -146,15 +143,11 @@ func (s *Shop) wireRouter() {
 	})
 }
 
-// newRelay makes the relay that takes the shop's events to Redis. Any number of
+// newRelay makes the relay that takes the shop's events to the broker. Any number of
 // processes may run one: they take turns.
-func newRelay(pool *pgxpool.Pool, client redis.UniversalClient, cfg Config) (*outbox.Relay, error) {
-	publisher, err := redisstream.NewPublisher(redisstream.PublisherConfig{Client: client})
-	if err != nil {
-		return nil, err
-	}
+func newRelay(pool *pgxpool.Pool, publisher message.Publisher, cfg Config) (*outbox.Relay, error) {
 	return outbox.NewRelay(pool, publisher, outbox.RelayConfig{
-		Name: "redis", Schema: cfg.Schema, Logger: cfg.Logger,
+		Name: "shop", Schema: cfg.Schema, Logger: cfg.Logger,
 		Lease: 3 * time.Second, // after a crash the next one takes over within this
 	})
 }
