@@ -4,31 +4,65 @@ import (
 	"encoding/json"
 	"fmt"
 	"strconv"
+	"sync/atomic"
 	"unicode/utf8"
 
 	"github.com/ThreeDotsLabs/watermill/message"
 	"github.com/google/uuid"
+
+	"github.com/postbus/postbus/events"
 )
 
 // An entry of a stream, while it is ours.
 type entry struct {
 	id         string
 	values     map[string]any // as go-redis gives them: strings
-	deliveries int64          // this one included
-	lost       bool           // another consumer has claimed it
+	deliveries int64          // the first one of ours included
+
+	key   string           // what order is kept by; "" is none
+	size  int              // bytes
+	first *message.Message // for the first attempt; every other is decoded again
+
+	attempts atomic.Int64 // how often it was handed over here
+	nacks    atomic.Int64 // and nacked
 }
 
-// message builds what the handler gets: fresh for every delivery.
-func (s *subscription) message(e *entry) *message.Message {
-	msg, err := decode(e.values)
-	if err != nil {
-		msg = standIn(s.stream, e, err.Error())
-	} else {
-		delete(msg.Metadata, HeaderUndecodable) // ours to say, and not so
+// oneAtATime is the key of every entry when only one may be in flight: they then
+// come in the stream's order, and one that was nacked before any other.
+const oneAtATime = "*"
+
+// decode finds out the entry's key, and keeps the message for its first delivery.
+func (s *subscription) decode(e *entry) {
+	for name, v := range e.values {
+		value, _ := v.(string)
+		e.size += len(name) + len(value)
 	}
-	msg.Metadata[HeaderDeliveryCount] = strconv.FormatInt(e.deliveries, 10)
+	e.first = s.build(e)
+	e.key = e.first.Metadata[events.HeaderPartitionKey]
+	if s.of.cfg.MaxInFlight == 1 {
+		e.key = oneAtATime
+	}
+}
+
+// message is what the handler gets: fresh for every delivery.
+func (s *subscription) message(e *entry, attempt int) *message.Message {
+	msg := e.first
+	if e.first = nil; msg == nil {
+		msg = s.build(e)
+	}
+	e.attempts.Store(int64(attempt))
+	msg.Metadata[HeaderDeliveryCount] = strconv.FormatInt(e.deliveries+int64(attempt)-1, 10)
 	msg.Metadata[HeaderStream] = s.stream
 	msg.Metadata[HeaderEntryID] = e.id
+	return msg
+}
+
+func (s *subscription) build(e *entry) *message.Message {
+	msg, err := decode(e.values)
+	if err != nil {
+		return standIn(s.stream, e, err.Error())
+	}
+	delete(msg.Metadata, HeaderUndecodable) // ours to say, and not so
 	return msg
 }
 

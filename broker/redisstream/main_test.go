@@ -58,6 +58,9 @@ func newSubscriber(t testing.TB, cfg SubscriberConfig) *Subscriber {
 	if cfg.Group == "" {
 		cfg.Group = "group"
 	}
+	if cfg.MaxInFlight == 0 { // most tests look at entries one by one; those of many say so
+		cfg.MaxInFlight = 1
+	}
 	if cfg.Logger == nil {
 		cfg.Logger = quiet()
 	}

@@ -51,6 +51,19 @@ type SubscriberConfig struct {
 	// second Subscribe to the same topic is Consumer + "/2", and so on.
 	Consumer string
 
+	// MaxInFlight bounds the messages that are with handlers at once: those of
+	// different partition keys (the header events.HeaderPartitionKey), one of each
+	// key at a time and in order; messages without a key in any order. Defaults to
+	// 64. 1 hands over entry by entry, in the order of the stream whatever their
+	// keys, and a message that was nacked before any other.
+	MaxInFlight int
+
+	// ReadAhead is how many entries are read before a handler is free for them, beyond MaxInFlight:
+	// the more, the fewer round trips, and the more another consumer of the group
+	// might have had. Defaults to 3 times MaxInFlight and at least 192, or to none if MaxInFlight
+	// is 1; NoReadAhead is none.
+	ReadAhead int
+
 	// Start is where a group that does not exist yet begins. Defaults to
 	// FromBeginning, so that nothing is missed.
 	Start Start
@@ -64,13 +77,13 @@ type SubscriberConfig struct {
 	ClaimInterval time.Duration
 
 	// NackDelay is the pause before an entry that was nacked is handed over again,
-	// to the same consumer and before any other; it doubles with every further
-	// nack up to MaxNackDelay. Default to 100 ms and 30 s.
+	// to the same consumer and before any other of its key; it doubles with every
+	// further nack up to MaxNackDelay. Default to 100 ms and 30 s.
 	NackDelay    time.Duration
 	MaxNackDelay time.Duration
 
 	// CloseTimeout is how long Close, or the end of Subscribe's context, waits for
-	// the handler in flight before it cancels the message's context. Defaults to 30 s.
+	// the handlers in flight before it cancels their messages' contexts. Defaults to 30 s.
 	CloseTimeout time.Duration
 
 	// Logger is told what a person on call wants to know: once when reading breaks
@@ -99,7 +112,14 @@ func (s Start) String() string {
 	return "Start(" + strconv.Itoa(int(s)) + ")"
 }
 
+// NoReadAhead for SubscriberConfig.ReadAhead: nothing is read that no handler is free for.
+const NoReadAhead = -1
+
 const (
+	defaultMaxInFlight = 64
+	maxMaxInFlight     = 10_000
+	leastReadAhead     = 192
+
 	defaultMinIdle      = 60 * time.Second
 	defaultNackDelay    = 100 * time.Millisecond
 	defaultMaxNackDelay = 30 * time.Second
@@ -122,6 +142,20 @@ func NewSubscriber(cfg SubscriberConfig) (*Subscriber, error) {
 	}
 	if cfg.Start != FromBeginning && cfg.Start != FromNow {
 		faults = append(faults, fmt.Errorf("SubscriberConfig.Start is %d: give FromBeginning or FromNow", cfg.Start))
+	}
+	if cfg.MaxInFlight < 0 || cfg.MaxInFlight > maxMaxInFlight {
+		faults = append(faults, fmt.Errorf("SubscriberConfig.MaxInFlight is %d: give a number from 1 to %d, or 0 for %d",
+			cfg.MaxInFlight, maxMaxInFlight, defaultMaxInFlight))
+	}
+	if cfg.ReadAhead < NoReadAhead || cfg.ReadAhead > 10*maxMaxInFlight {
+		faults = append(faults, fmt.Errorf("SubscriberConfig.ReadAhead is %d: give a number from 1 to %d, NoReadAhead, or 0 for the default",
+			cfg.ReadAhead, 10*maxMaxInFlight))
+	}
+	if cfg.MaxInFlight == 0 {
+		cfg.MaxInFlight = defaultMaxInFlight
+	}
+	if cfg.ReadAhead == 0 && cfg.MaxInFlight > 1 {
+		cfg.ReadAhead = max(3*cfg.MaxInFlight, leastReadAhead)
 	}
 	orDefault(&cfg.MinIdle, defaultMinIdle)
 	orDefault(&cfg.ClaimInterval, max(cfg.MinIdle/4, time.Millisecond))
@@ -173,9 +207,9 @@ func freshName() string {
 }
 
 // Subscribe joins the group on the stream named topic, creating both if need
-// be, and hands over its entries, one at a time: the next one after the last
-// was acked. A message that is nacked comes again after a pause. Every message
-// has a context of its own, with the values of ctx, cancelled when the message
+// be, and hands over its entries, up to MaxInFlight at a time: the next one of a
+// key after the last was acked. A message that is nacked comes again after a
+// pause, in which its key waits. Every message has a context of its own, with the values of ctx, cancelled when the message
 // is settled, when another consumer has claimed it (ErrLost), or when closing
 // has taken too long. Metadata says the delivery count, the stream and the
 // entry id; an entry that cannot be read comes with HeaderUndecodable.
@@ -188,7 +222,7 @@ func (s *Subscriber) Subscribe(ctx context.Context, topic string) (<-chan *messa
 		return nil, errors.New("subscribe: the topic is empty; name the stream")
 	}
 	reading, stop := context.WithCancel(ctx)
-	sub, err := s.join(topic, stop)
+	sub, err := s.join(ctx, topic, stop)
 	if err != nil {
 		stop()
 		return nil, fmt.Errorf("subscribe to stream %q: %w", topic, err)
@@ -203,16 +237,15 @@ func (s *Subscriber) Subscribe(ctx context.Context, topic string) (<-chan *messa
 	base := context.WithoutCancel(ctx)
 	go func() {
 		defer s.leave(sub)
-		defer close(sub.out)
 		sub.run(base, reading)
 	}()
-	return sub.out, nil
+	return sub.room.Out(), nil
 }
 
 // join gives a subscription the lowest consumer name that no other one of this
 // Subscriber has on that stream, so that they don't take each other's entries
 // for their own from before a restart.
-func (s *Subscriber) join(topic string, stop context.CancelFunc) (*subscription, error) {
+func (s *Subscriber) join(ctx context.Context, topic string, stop context.CancelFunc) (*subscription, error) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	if s.closed {
@@ -228,7 +261,7 @@ func (s *Subscriber) join(topic string, stop context.CancelFunc) (*subscription,
 	for n := 2; taken[name]; n++ {
 		name = s.cfg.Consumer + "/" + strconv.Itoa(n)
 	}
-	sub := newSubscription(s, topic, name)
+	sub := newSubscription(ctx, s, topic, name)
 	s.subs[sub] = stop
 	s.live.Add(1)
 	return sub, nil

@@ -146,7 +146,7 @@ func FuzzDecode(f *testing.F) {
 	f.Add("\xff", "\x00", []byte{0x81, 0xdb, 0xff, 0xff, 0xff, 0xff})
 	f.Fuzz(func(t *testing.T, id, payload string, metadata []byte) {
 		s := &subscription{stream: "s"}
-		msg := s.message(&entry{id: "1-1", values: map[string]any{fieldUUID: id, fieldPayload: payload, fieldMetadata: string(metadata)}})
+		msg := s.message(&entry{id: "1-1", values: map[string]any{fieldUUID: id, fieldPayload: payload, fieldMetadata: string(metadata)}}, 1)
 		if msg.Metadata[HeaderUndecodable] == "" && (msg.UUID != id || string(msg.Payload) != payload) {
 			t.Errorf("message is %s %q", msg.UUID, msg.Payload)
 		}
