@@ -7,6 +7,7 @@ import (
 	"log/slog"
 	"math/rand/v2"
 	"strings"
+	"sync"
 	"time"
 
 	"github.com/twmb/franz-go/pkg/kgo"
@@ -108,10 +109,20 @@ func pause(n int) time.Duration {
 	return time.Duration(float64(d) * (0.8 + 0.4*rand.Float64()))
 }
 
+// making is held while a client is made: franz-go tidies up the list of compressions in
+// place, and clients that share an option share that list.
+var making sync.Mutex
+
+func newClient(opts ...kgo.Opt) (*kgo.Client, error) {
+	making.Lock()
+	defer making.Unlock()
+	return kgo.NewClient(opts...)
+}
+
 // examine makes a client, lets look at its options, and closes it: it connects
 // to nothing.
 func examine(opts []kgo.Opt, look func(*kgo.Client) []error) []error {
-	client, err := kgo.NewClient(opts...)
+	client, err := newClient(opts...)
 	if err != nil {
 		return []error{fmt.Errorf("Cluster: franz-go refuses the options: %w", err)}
 	}

@@ -46,7 +46,7 @@ type slot struct {
 
 func newCourier(opts []kgo.Opt, h Hasher) (*courier, error) {
 	c := &courier{ready: make(chan struct{}, 1)}
-	client, err := kgo.NewClient(append(opts[:len(opts):len(opts)],
+	client, err := newClient(append(opts[:len(opts):len(opts)],
 		kgo.ManualFlushing(),
 		kgo.RecordPartitioner(newPartitioner(h, c.arrived)),
 		kgo.ProducerBatchMaxBytesFn(c.limits.ofBatch),

@@ -194,7 +194,7 @@ func producerFaults(client *kgo.Client, own *partitioner, cfg PublisherConfig) (
 
 // adminClient connects when it is first asked to do something.
 func (p *Publisher) adminClient() (*kgo.Client, error) {
-	p.adminOnce.Do(func() { p.admin, p.adminErr = kgo.NewClient(p.cfg.Cluster.options()...) })
+	p.adminOnce.Do(func() { p.admin, p.adminErr = newClient(p.cfg.Cluster.options()...) })
 	return p.admin, p.adminErr
 }
 

@@ -42,7 +42,7 @@ func (s *stream) enter() (*carrier, error) {
 	defer s.mu.Unlock()
 	if s.current == nil {
 		c := new(carrier)
-		client, err := kgo.NewClient(append(s.opts[:len(s.opts):len(s.opts)],
+		client, err := newClient(append(s.opts[:len(s.opts):len(s.opts)],
 			kgo.RecordPartitioner(newPartitioner(s.p.cfg.Hasher, nil)),
 			kgo.ProducerBatchMaxBytesFn(c.limits.ofBatch),
 			kgo.WithHooks(&c.line),

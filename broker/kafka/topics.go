@@ -10,9 +10,9 @@ import (
 	"sync"
 	"time"
 
-	"github.com/twmb/franz-go/pkg/kadm"
 	"github.com/twmb/franz-go/pkg/kerr"
 	"github.com/twmb/franz-go/pkg/kgo"
+	"github.com/twmb/franz-go/pkg/kmsg"
 )
 
 // topicFacts is what a publisher has to know of a topic.
@@ -72,30 +72,30 @@ func (t *topics) learn(ctx context.Context, names []string) error {
 	}
 	ctx, cancel := context.WithTimeout(ctx, callTimeout)
 	defer cancel()
-	configs, err := kadm.NewClient(client).DescribeTopicConfigs(ctx, names...)
+	answer, err := describe(ctx, client, names)
 	now := time.Now()
 	t.mu.Lock()
 	defer t.mu.Unlock()
 	if err != nil {
 		return t.makeDo(names, now, err)
 	}
-	for _, c := range configs {
-		switch {
-		case c.Err == nil:
-			f := factsOf(c.Configs)
+	for _, r := range answer.Resources {
+		switch err := kerr.ErrorForCode(r.ErrorCode); {
+		case err == nil:
+			f := factsOf(r.Configs)
 			f.until = now.Add(factsAge)
-			t.known[c.Name] = f
-			if compacts(c.Configs) && !t.warned[c.Name] {
-				t.warned[c.Name] = true
-				t.log.Warn("a topic is compacted: Kafka keeps only the last event of each key; set its cleanup.policy to delete", "topic", c.Name)
+			t.known[r.ResourceName] = f
+			if compacts(r.Configs) && !t.warned[r.ResourceName] {
+				t.warned[r.ResourceName] = true
+				t.log.Warn("a topic is compacted: Kafka keeps only the last event of each key; set its cleanup.policy to delete", "topic", r.ResourceName)
 			}
-		case errors.Is(c.Err, kerr.UnknownTopicOrPartition) || errors.Is(c.Err, kerr.InvalidTopicException):
-			t.known[c.Name] = topicFacts{err: c.Err, until: now.Add(errorAge)}
-		case errors.Is(c.Err, kerr.TopicAuthorizationFailed):
+		case errors.Is(err, kerr.UnknownTopicOrPartition) || errors.Is(err, kerr.InvalidTopicException):
+			t.known[r.ResourceName] = topicFacts{err: err, until: now.Add(errorAge)}
+		case errors.Is(err, kerr.TopicAuthorizationFailed):
 			// We may still write to it; Kafka will say.
-			t.known[c.Name] = topicFacts{maxBytes: defaultMaxBytes, retention: unknownRetention, until: now.Add(factsAge)}
+			t.known[r.ResourceName] = topicFacts{maxBytes: defaultMaxBytes, retention: unknownRetention, until: now.Add(factsAge)}
 		default:
-			if err := t.makeDo([]string{c.Name}, now, c.Err); err != nil {
+			if err := t.makeDo([]string{r.ResourceName}, now, err); err != nil {
 				return err
 			}
 		}
@@ -106,6 +106,17 @@ func (t *topics) learn(ctx context.Context, names []string) error {
 		}
 	}
 	return nil
+}
+
+func describe(ctx context.Context, client *kgo.Client, names []string) (*kmsg.DescribeConfigsResponse, error) {
+	req := kmsg.NewPtrDescribeConfigsRequest()
+	for _, name := range names {
+		r := kmsg.NewDescribeConfigsRequestResource()
+		r.ResourceType, r.ResourceName = kmsg.ConfigResourceTypeTopic, name
+		r.ConfigNames = []string{"max.message.bytes", "retention.ms", "cleanup.policy"}
+		req.Resources = append(req.Resources, r)
+	}
+	return req.RequestWith(ctx, client)
 }
 
 // makeDo goes on with what is known of topics, if it is known of all.
@@ -121,16 +132,19 @@ func (t *topics) makeDo(names []string, now time.Time, err error) error {
 	return nil
 }
 
-func factsOf(configs []kadm.Config) topicFacts {
+func factsOf(configs []kmsg.DescribeConfigsResponseResourceConfig) topicFacts {
 	f := topicFacts{maxBytes: defaultMaxBytes}
 	for _, c := range configs {
-		switch c.Key {
+		if c.Value == nil {
+			continue
+		}
+		switch c.Name {
 		case "max.message.bytes":
-			if n, err := strconv.Atoi(c.MaybeValue()); err == nil {
+			if n, err := strconv.Atoi(*c.Value); err == nil {
 				f.maxBytes = n
 			}
 		case "retention.ms":
-			if n, err := strconv.ParseInt(c.MaybeValue(), 10, 64); err == nil && n > 0 && n < int64(1<<63-1)/int64(time.Millisecond) {
+			if n, err := strconv.ParseInt(*c.Value, 10, 64); err == nil && n > 0 && n < int64(1<<63-1)/int64(time.Millisecond) {
 				f.retention = time.Duration(n) * time.Millisecond
 			}
 		}
@@ -139,10 +153,10 @@ func factsOf(configs []kadm.Config) topicFacts {
 }
 
 // compacts: "compact" alone or together with "delete".
-func compacts(configs []kadm.Config) bool {
+func compacts(configs []kmsg.DescribeConfigsResponseResourceConfig) bool {
 	for _, c := range configs {
-		if c.Key == "cleanup.policy" {
-			return strings.Contains(c.MaybeValue(), "compact")
+		if c.Name == "cleanup.policy" && c.Value != nil {
+			return strings.Contains(*c.Value, "compact")
 		}
 	}
 	return false
