@@ -259,12 +259,19 @@ func (s *subscription) receive(attempt *string) ([]*received, error) {
 		if n, err := strconv.Atoi(m.Attributes[string(types.MessageSystemAttributeNameApproximateReceiveCount)]); err == nil {
 			r.receives = n
 		}
-		if ms, err := strconv.ParseInt(m.Attributes[string(types.MessageSystemAttributeNameSentTimestamp)], 10, 64); err == nil {
-			r.sent = time.UnixMilli(ms)
-		}
+		r.sent = sentTime(&m)
 		all[i] = r
 	}
 	return all, nil
+}
+
+// sentTime is when SQS got a message; zero if it does not say.
+func sentTime(m *types.Message) time.Time {
+	ms, err := strconv.ParseInt(m.Attributes[string(types.MessageSystemAttributeNameSentTimestamp)], 10, 64)
+	if err != nil {
+		return time.Time{}
+	}
+	return time.UnixMilli(ms)
 }
 
 // adapt lets one more poller poll when a batch was not nearly empty, and one less
