@@ -130,11 +130,6 @@ func (c *call) run(ctx context.Context) {
 		c.p.lanes.giveBack(lane, true)
 		return
 	}
-	if reason := lane.s.blocked.Load(); reason != nil {
-		c.giveUpReady(fmt.Errorf("RabbitMQ takes no messages: %s", *reason))
-		c.p.lanes.giveBack(lane, true)
-		return
-	}
 	clean := c.exchange(ctx)
 	lane.next += uint64(len(c.sent))
 	c.p.lanes.giveBack(lane, clean)
@@ -178,8 +173,11 @@ func (c *call) check(ctx context.Context) error {
 func (c *call) exchange(ctx context.Context) bool {
 	for c.answered < len(c.sent) || len(c.ready) > 0 {
 		room, err := c.send(ctx)
-		if err != nil {
+		switch {
+		case err != nil:
 			return c.broken()
+		case c.answered == len(c.sent) && len(c.ready) == 0:
+			return true
 		}
 		select {
 		case r, ok := <-c.lane.returns:
@@ -227,6 +225,10 @@ func (c *call) takeAnswers() (open bool) {
 // room is closed when there may be some again, or nil if an answer must come
 // first.
 func (c *call) send(ctx context.Context) (room <-chan struct{}, err error) {
+	if reason := c.lane.s.blocked.Load(); reason != nil {
+		c.giveUpReady(takesNothing(*reason)) // what is on its way already is waited for
+		return nil, nil
+	}
 	done := 0
 	defer func() { c.ready = c.ready[done:] }()
 	for _, i := range c.ready {
@@ -308,6 +310,8 @@ func (c *call) refused(i int32, reason error, permanent bool, wayOut string) {
 		MessageID: c.src.id(int(i)), Reason: reason, permanent: permanent, wayOut: wayOut}}
 }
 
+func takesNothing(reason string) error { return fmt.Errorf("RabbitMQ takes no messages: %s", reason) }
+
 // leaveGrace is what a healthy socket gets to take what was written for it in the
 // moment in which a call's time was over.
 const leaveGrace = 50 * time.Millisecond
@@ -316,13 +320,17 @@ const leaveGrace = 50 * time.Millisecond
 // any more, so the connection is cut if there is such.
 func (c *call) expired(cause error) bool {
 	s := c.lane.s
-	silent := time.Since(c.began) >= time.Second && !s.wire.heardSince(c.began)
-	if n := len(c.sent); n > 0 && (silent || !s.wire.leaves(leaveGrace)) {
+	reason := s.blocked.Load()
+	if reason != nil {
+		cause = fmt.Errorf("%w: %w", takesNothing(*reason), cause)
+	}
+	silent := reason == nil && time.Since(c.began) >= time.Second && !s.wire.heardSince(c.began)
+	if len(c.sent) > 0 && (silent || !s.wire.leaves(leaveGrace)) {
+		if reason != nil {
+			c.p.conn.holdOff(takesNothing(*reason)) // the next session would have to find that out again
+		}
 		s.cut()
 		s.wire.pumping.Wait() // it knows how far it came
-	}
-	if reason := s.blocked.Load(); reason != nil {
-		cause = fmt.Errorf("RabbitMQ takes no messages: %s: %w", *reason, cause)
 	}
 	c.unanswered(cause)
 	c.giveUpReady(cause)

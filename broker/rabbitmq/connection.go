@@ -105,6 +105,18 @@ func (c *connection) dial(a *attempt) {
 	c.live.Go(func() { a.s.watch(c.isClosed) })
 }
 
+// holdOff keeps new sessions from being made for a moment.
+func (c *connection) holdOff(cause error) {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	c.down = fmt.Errorf("%w: %w", outbox.ErrUnavailable, cause)
+	c.next = time.Now().Add(blockedPause)
+}
+
+// blockedPause is how long nobody tries whether an alarm is over, where no session
+// is left that would be told.
+const blockedPause = time.Second
+
 func (c *connection) isClosed() bool {
 	c.mu.Lock()
 	defer c.mu.Unlock()

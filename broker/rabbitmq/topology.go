@@ -265,7 +265,7 @@ func (c *compiler) deadLetter(q *Queue, fault func(string, ...any)) {
 	case d.Queue == "":
 		d.Queue = q.Name + deadSuffix
 	}
-	if text := nameFault(d.Queue); text != "" {
+	if text := nameFault(d.Queue); text != "" && nameFault(q.Name) == "" {
 		fault("has a DeadLetter.Queue %q that %s", d.Queue, text)
 	}
 	if d.Queue == q.Name {
