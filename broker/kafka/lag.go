@@ -62,7 +62,7 @@ func (s *Subscriber) Lag(ctx context.Context) ([]Lag, error) {
 }
 
 func (s *Subscriber) lags(ctx context.Context, topics []string) ([]Lag, error) {
-	s.adminOnce.Do(func() { s.admin, s.adminErr = kgo.NewClient(s.cfg.Cluster.options()...) })
+	s.adminOnce.Do(func() { s.admin, s.adminErr = newClient(s.cfg.Cluster.options()...) })
 	if s.adminErr != nil {
 		return nil, s.adminErr
 	}
@@ -120,7 +120,7 @@ func (s *Subscriber) date(ctx context.Context, lags []Lag, behind map[string]map
 	if open == 0 {
 		return nil
 	}
-	client, err := kgo.NewClient(append(s.options(), kgo.ConsumePartitions(behind), kgo.FetchMaxPartitionBytes(1), kgo.FetchMaxWait(100*time.Millisecond))...)
+	client, err := newClient(append(s.options(), kgo.ConsumePartitions(behind), kgo.FetchMaxPartitionBytes(1), kgo.FetchMaxWait(100*time.Millisecond))...)
 	if err != nil {
 		return err
 	}

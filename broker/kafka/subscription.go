@@ -125,7 +125,7 @@ func (s *subscription) start(ctx context.Context) error {
 	if cfg.Protocol == NextGen {
 		own = append(own, kgo.WithContext(nextGen{context.Background()}))
 	}
-	client, err := kgo.NewClient(append(s.of.options(), own...)...)
+	client, err := newClient(append(s.of.options(), own...)...)
 	if err != nil {
 		return err
 	}
@@ -147,7 +147,7 @@ func (c nextGen) Value(key any) any {
 func (s *subscription) look(ctx context.Context) error {
 	ctx, cancel := context.WithTimeout(ctx, callTimeout)
 	defer cancel()
-	client, err := kgo.NewClient(append(s.of.options(), kgo.WithHooks(&s.line))...)
+	client, err := newClient(append(s.of.options(), kgo.WithHooks(&s.line))...)
 	if err != nil {
 		return err
 	}

@@ -56,6 +56,9 @@ type Broker struct {
 	// Reconnects bounds the time in which a subscriber that has lost its connections
 	// without being told (half-open) must have noticed. Defaults to a minute.
 	Reconnects time.Duration
+	// UnorderedAfterKill says why the server itself may give out messages in another order
+	// once it was killed; then order is not looked at there.
+	UnorderedAfterKill string
 	// Idle lists functions whose goroutines a client keeps for the whole process.
 	Idle []string
 	// Skip names cases that this run leaves out, and says why.
@@ -63,7 +66,8 @@ type Broker struct {
 }
 
 // Server is a private server, such as a testkit.PrivateBroker. Kill is a SIGKILL; Start brings
-// it back, with its data and at the same address, and returns when it answers.
+// it back, with its data and at the same address, and returns when it answers. If it has a method Settle, that is called between the creation
+// of a topic and the first Kill.
 type Server interface {
 	URL() string // in the form of Broker.Address
 	Kill()

@@ -28,6 +28,9 @@ func killedServer(r *room) (string, error) {
 		kills = 5
 	}
 	var away time.Duration
+	if s, ok := server.(interface{ Settle() }); ok {
+		s.Settle()
+	}
 	for range kills {
 		if err := s.progress(200, r.b.Patience); err != nil {
 			return "", err
@@ -40,7 +43,7 @@ func killedServer(r *room) (string, error) {
 		}
 		away = max(away, time.Since(began))
 	}
-	figures, err := s.finish(r, kills, r.b.Capabilities.OrderPerKey == Yes)
+	figures, err := s.finish(r, kills, r.b.Capabilities.OrderPerKey == Yes && r.b.UnorderedAfterKill == "")
 	return figuresOf("%s; on the way again %s after the server", figures, away.Round(10*time.Millisecond)), err
 }
 

@@ -54,24 +54,41 @@ func at(address string) func(*Options) { return func(o *Options) { o.Address = a
 
 func timeout(d time.Duration) func(*Options) { return func(o *Options) { o.Timeout = d } }
 
-// publisher makes one that is closed, at the latest, at the end of the case.
+// newPublisher makes one that is closed, at the latest, at the end of the case.
+func (r *room) newPublisher(change ...func(*Options)) (message.Publisher, error) {
+	p, err := r.b.Publisher(r.options(change))
+	if err != nil {
+		return nil, err
+	}
+	r.t.Cleanup(func() { r.close("publisher", p) })
+	return p, nil
+}
+
+func (r *room) newSubscriber(change ...func(*Options)) (message.Subscriber, error) {
+	s, err := r.b.Subscriber(r.options(change))
+	if err != nil {
+		return nil, err
+	}
+	r.t.Cleanup(func() { r.close("subscriber", s) })
+	return s, nil
+}
+
+// publisher makes one where the server is there.
 func (r *room) publisher(change ...func(*Options)) message.Publisher {
 	r.t.Helper()
-	p, err := r.b.Publisher(r.options(change))
+	p, err := r.newPublisher(change...)
 	if err != nil {
 		r.t.Fatalf("make a publisher of %s: %v", r.b.Name, err)
 	}
-	r.t.Cleanup(func() { r.close("publisher", p) })
 	return p
 }
 
 func (r *room) subscriber(change ...func(*Options)) message.Subscriber {
 	r.t.Helper()
-	s, err := r.b.Subscriber(r.options(change))
+	s, err := r.newSubscriber(change...)
 	if err != nil {
 		r.t.Fatalf("make a subscriber of %s: %v", r.b.Name, err)
 	}
-	r.t.Cleanup(func() { r.close("subscriber", s) })
 	return s
 }
 

@@ -3,6 +3,7 @@ package onredis
 
 import (
 	"testing"
+	"time"
 
 	"github.com/ThreeDotsLabs/watermill/message"
 	"github.com/redis/go-redis/v9"
@@ -17,13 +18,14 @@ func Ours() brokertest.Broker {
 	b := Server()
 	b.Name = "Redis Streams"
 	b.Capabilities = brokertest.Everything()
-	b.Capabilities.InFlight, b.Capabilities.OrderOverMembers, b.Capabilities.Lag = brokertest.NotAssured, brokertest.NotAssured, brokertest.NotAssured
+	b.Capabilities.OrderOverMembers = brokertest.NotAssured // whoever is free reads on
+	b.Capabilities.Lag = brokertest.NotAssured
 	b.Publisher = func(o brokertest.Options) (message.Publisher, error) {
 		return redisstream.NewPublisher(redisstream.PublisherConfig{Client: Client(o), Timeout: o.Timeout})
 	}
 	b.Subscriber = func(o brokertest.Options) (message.Subscriber, error) {
 		return redisstream.NewSubscriber(redisstream.SubscriberConfig{Client: Client(o), Group: brokertest.Group,
-			MinIdle: o.Failover, Logger: o.Logger})
+			MinIdle: o.Failover, MaxInFlight: o.MaxInFlight, NackDelay: 5 * time.Millisecond, Logger: o.Logger})
 	}
 	b.LargestPayload = 1<<20 - 1024 // MaxMessageBytes counts headers too
 	b.TooLarge = 1<<20 + 1
