@@ -13,7 +13,7 @@ BROKER      ?= redis
 BROKERS     := redis kafka rabbitmq sqs
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test lint fuzz servers-up servers-down servers-status go-is-there bench soak
+.PHONY: help demo test test-brokers lint fuzz servers-up servers-down servers-status go-is-there bench soak
 
 help: ## print the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-16s %s\n", $$1, $$2 }' Makefile
@@ -25,6 +25,13 @@ demo: go-is-there ## run the example shop; BROKER=redis, kafka, rabbitmq or sqs
 
 test: servers-up ## start the servers and run all tests, with the race detector
 	@. ./.dev/env && $(GO) test $(TESTFLAGS) $(PACKAGES)
+
+# The adapters with the race detector, the stock components without it: they have races of their own.
+test-brokers: servers-up ## all of the brokers' conformance suite, stock Watermill components included
+	@rm -rf .dev/brokers; . ./.dev/env; export POSTBUS_TEST_LONG=1 POSTBUS_TEST_BROKERS="$$PWD/.dev/brokers"; result=0; \
+	$(GO) test -race -vet=off -count=1 -p 1 -timeout 60m -run '^TestConformance' ./broker/... || result=1; \
+	( cd internal/stocktest && $(GO) test -count=1 -timeout 60m ./... ) || result=1; \
+	$(GO) run ./internal/brokertest/table .dev/brokers && exit $$result
 
 lint: go-is-there ## formatting, go vet, staticcheck
 	@unformatted=$$("$$($(GO) env GOROOT)/bin/gofmt" -l .); \

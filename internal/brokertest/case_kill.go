@@ -24,7 +24,7 @@ func killedServer(r *room) (string, error) {
 	}
 	s := r.load(r.publisher(), topic, l)
 	kills := 1
-	if long {
+	if Long {
 		kills = 5
 	}
 	var away time.Duration

@@ -167,7 +167,7 @@ func (r *room) cut(publisher bool) (string, error) {
 	}
 	s := r.load(r.publisher(at(toPublisher)), topic, l)
 	cuts := 3
-	if long {
+	if Long {
 		cuts = 20
 	}
 	for i := range cuts {

@@ -19,7 +19,7 @@ func order(r *room) (string, error) {
 	}
 	s := r.load(r.publisher(), topic, l)
 	n := 300
-	if long {
+	if Long {
 		n = 5000
 	}
 	if err := s.progress(n, 2*r.b.Patience); err != nil {
@@ -91,7 +91,7 @@ func members(r *room) (string, error) {
 	here := []*consumer{first}
 	s := r.load(r.publisher(), topic, l)
 	plan := []int{+1, +1, -1, +1, -1, -1}
-	if long {
+	if Long {
 		plan = []int{+1, +1, +1, -1, +1, -1, -1, +1, -1, +1, +1, -1, -1, +1, -1}
 	}
 	changes := 0

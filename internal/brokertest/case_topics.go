@@ -13,7 +13,7 @@ import (
 // topics: one publisher and one subscriber for all of them.
 func topics(r *room) (string, error) {
 	n, listening := 20, 20
-	if long {
+	if Long {
 		n, listening = 1000, 100
 	}
 	began := time.Now()

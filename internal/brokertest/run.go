@@ -11,8 +11,8 @@ import (
 	"go.uber.org/goleak"
 )
 
-// long takes the long form.
-var long = os.Getenv("POSTBUS_TEST_LONG") != ""
+// Long is whether the long form is asked for.
+var Long = os.Getenv("POSTBUS_TEST_LONG") != ""
 
 // probe is one case: it measures one capability.
 type probe struct {
@@ -65,7 +65,7 @@ func Run(t *testing.T, b Broker) {
 	leaks, ran, want := 0, 0, 0
 	for _, p := range cases {
 		declared := *p.declared(&b.Capabilities)
-		if p.long && !long {
+		if p.long && !Long {
 			continue
 		}
 		want++
@@ -92,31 +92,33 @@ func Run(t *testing.T, b Broker) {
 			} else {
 				report.add(p, declared, true, figures, took)
 			}
-			judge(t, p.says, declared, figures, err)
+			if fault := verdict(p.says, declared, figures, err); fault != nil {
+				t.Error(fault)
+			} else if err != nil {
+				t.Logf("as declared, not: %v", err)
+			}
 			t.Logf("declared %s; %s; %s", declared, figures, took)
 		})
 	}
 	if t.Failed() || ran < want {
 		return // -run has chosen some
 	}
-	if b.Capabilities.NoLeaks == No && leaks == 0 && long {
+	if b.Capabilities.NoLeaks == No && leaks == 0 && Long {
 		t.Errorf("%q is declared no, and no case has left one: declare it", leaksSay)
 	}
 	report.leaks = leaks
 	report.finish(t)
 }
 
-// judge compares what was measured with what is declared.
-func judge(t *testing.T, says string, declared Answer, figures string, err error) {
-	t.Helper()
+// verdict compares what was measured with what is declared.
+func verdict(says string, declared Answer, figures string, err error) error {
 	switch {
 	case err != nil && declared == Yes:
-		t.Errorf("%s: %v (%s)", says, err, figures)
+		return fmt.Errorf("%s: %w (%s)", says, err, figures)
 	case err == nil && declared == No:
-		t.Errorf("%s: it is declared no, and it works (%s): declare it", says, figures)
-	case err != nil:
-		t.Logf("as declared, not: %v", err)
+		return fmt.Errorf("%s: it is declared no, and it works (%s): declare it", says, figures)
 	}
+	return nil
 }
 
 func ignored(b Broker) (options []goleak.Option) {

@@ -24,7 +24,22 @@ func init() { brokertest.Register(stockRabbitMQ()) }
 func stockRabbitMQ() brokertest.Broker {
 	b := onrabbitmq.Server()
 	b.Name = "stock amqp"
-	b.Capabilities = brokertest.Everything()
+	b.Capabilities = brokertest.Capabilities{
+		Payloads:         brokertest.Yes,
+		Headers:          brokertest.Yes,
+		OrderPerKey:      brokertest.Yes, // one at a time
+		OrderOverMembers: brokertest.NotAssured,
+		SurvivesKill:     brokertest.NotAssured, // a race of its connection's goroutines
+		PublisherCut:     brokertest.NotAssured,
+		SubscriberCut:    brokertest.Yes,
+		SubscriberFrozen: brokertest.NotAssured,
+		ConsumerKilled:   brokertest.Yes,
+		PublisherClose:   brokertest.Yes,
+		SubscriberClose:  brokertest.Yes,
+		ManyTopics:       brokertest.Yes,
+		UnderRelay:       brokertest.Yes,
+		NoLeaks:          brokertest.NotAssured,
+	}
 	config := func(o brokertest.Options) amqp.Config {
 		c := amqp.NewDurablePubSubConfig(o.Address, amqp.GenerateQueueNameTopicName)
 		c.Publish.ConfirmDelivery = true
