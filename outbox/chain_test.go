@@ -259,6 +259,12 @@ func TestFormerHolderWakesUp(t *testing.T) {
 			"finish":  func() error { return c.finish(ctx, effect) },
 			"refresh": func() error { return c.refresh(ctx) },
 			"begin":   func() error { return c.begin(ctx, 3, false) },
+			"startIfNew": func() error {
+				c.isFresh, c.fresh = true, 3
+				c.pos.round.upper = 9 // so that there is something new
+				_, err := c.startIfNew(ctx)
+				return err
+			},
 		} {
 			if err := write(); !errors.Is(err, errFenced) {
 				t.Errorf("%s by a former holder: %v, want errFenced", name, err)
@@ -468,6 +474,12 @@ func TestLinkStandsOnTheOneThatWasSeen(t *testing.T) {
 			"advance": func() error { return c.advance(ctx, 5, false) },
 			"finish":  func() error { return c.finish(ctx) },
 			"begin":   func() error { return c.begin(ctx, 3, false) },
+			"startIfNew": func() error {
+				c.isFresh, c.fresh = true, 3
+				c.pos.round.upper = 9 // so that there is something new
+				_, err := c.startIfNew(ctx)
+				return err
+			},
 		} {
 			if err := write(); !errors.Is(err, errFenced) {
 				t.Errorf("%s on a link that somebody else wrote: %v, want errFenced", name, err)
@@ -475,6 +487,44 @@ func TestLinkStandsOnTheOneThatWasSeen(t *testing.T) {
 		}
 		if got := stored(f, "test"); got.n != want.n || got.holder != want.holder {
 			t.Errorf("the position went from link %d to link %d", want.n, got.n)
+		}
+	})
+}
+
+// A round is begun without a look where there is something new, and not so much
+// that the next round would read it all again; nothing is written otherwise.
+func TestStartIfNew(t *testing.T) {
+	t.Parallel()
+	eachPostgres(t, func(t *testing.T, f *fixture, _ testkit.Server) {
+		s := f.stepped("test")
+		c := s.t.chain
+		is := func(when string, want bool) {
+			t.Helper()
+			before := stored(f, "test").n
+			begun, err := c.startIfNew(t.Context())
+			if err != nil || begun != want {
+				t.Fatalf("%s: begun %t, %v; want %t", when, begun, err, want)
+			}
+			if wrote := stored(f, "test").n - before; wrote > 0 != want {
+				t.Fatalf("%s: %d links were written", when, wrote)
+			}
+		}
+		f.add("k", 1, 1)
+		is("without an L'", false)
+		s.drain()
+		is("with nothing new", false)
+		f.add("k", 2, 1)
+		is("with one new event", true)
+		if c.pos.round.upper != c.pos.round.prevID+1 {
+			t.Fatalf("the round ends at %d, want one behind %d", c.pos.round.upper, c.pos.round.prevID)
+		}
+		s.t.read(t.Context(), 0)
+		s.drain()
+		f.add("k", 3, farBehind+1)
+		is("with very many new events", false)
+		s.drain()
+		if n := len(s.ns("k")); n != farBehind+3 {
+			t.Fatalf("%d events were delivered, want %d", n, farBehind+3)
 		}
 	})
 }

@@ -22,7 +22,8 @@ type stepped struct {
 	shift     *relayWork
 	shared    *sharedRead
 	t         *tenure
-	delivered []*item      // in order, repeats included
+	delivered []*item // in order, repeats included
+	steps     int
 	width     func() int64 // of the reader's first window in a round; nil: as it is
 
 	sent      map[int64]bool // by log id
@@ -164,7 +165,9 @@ func (s *stepped) narrow() {
 // step does what the relay's loop does next, looking at once if it is idle.
 func (s *stepped) step() (acted bool) {
 	s.f.t.Helper()
-	s.t.idle.due = true
+	s.steps++
+	s.t.idle.due = s.steps%2 == 0 // told of a commit, or on its own account
+	s.t.idle.next = time.Now()
 	s.narrow()
 	acted, _, err := s.t.step(context.Background())
 	if err != nil {
