@@ -69,7 +69,7 @@ func choose(keys []string) (chosen []*server, err error) {
 // hostPort is where an address in URL form points.
 func hostPort(address, defaultPort string) (string, error) {
 	u, err := url.Parse(address)
-	if err != nil {
+	if err != nil || u.Opaque != "" {
 		// url.Parse repeats its input, which may hold a password.
 		return "", fmt.Errorf("read the address: it is not a URL of the form scheme://host:port/name")
 	}
@@ -89,7 +89,7 @@ func withoutPassword(address string) string {
 		return address // host:port,host:port has no place for one
 	}
 	u, err := url.Parse(address)
-	if err != nil {
+	if err != nil || u.Opaque != "" {
 		return "(not a URL)"
 	}
 	if q := u.Query(); q.Has("password") {
