@@ -20,6 +20,8 @@ type batch struct {
 	results []outbox.Result
 	limits  limits
 
+	replicas int // that must have what was added
+
 	lanes   []lane
 	byTopic map[string]int
 	next    []int32 // next[i]: the message of i's lane that follows i; -1 at the end
@@ -161,10 +163,12 @@ func (b *batch) settle(f *frame) {
 	// The value first: when a pipeline breaks, go-redis marks the commands that
 	// were answered before with the error as well.
 	if added, refusal, ok := answer(f.cmd.Val()); ok && added <= f.count {
-		i := b.mark(f.first, added, outbox.Result{Status: outbox.Done})
+		i := b.mark(f.first, added, b.added(f))
 		if added < f.count {
 			v, _ := judge(refusal)
 			b.results[i] = refused(b.lanes[f.lane].topic, b.src.id(i), refusal, v)
+			b.close(f)
+		} else if b.results[f.first].Status != outbox.Done {
 			b.close(f)
 		}
 		return
@@ -181,6 +185,21 @@ func (b *batch) settle(f *frame) {
 		}
 	}
 	b.unanswered(f, f.sent(), err)
+}
+
+// added is the result of messages that are in the stream.
+func (b *batch) added(f *frame) outbox.Result {
+	if f.wait == nil {
+		return outbox.Result{Status: outbox.Done}
+	}
+	got, err := f.wait.Int()
+	if err != nil {
+		got = -1
+	}
+	if got >= b.replicas {
+		return outbox.Result{Status: outbox.Done}
+	}
+	return outbox.Result{Status: outbox.Unknown, Err: &ReplicasError{Stream: b.lanes[f.lane].topic, Asked: b.replicas, Got: got}}
 }
 
 // answer takes the script's reply apart.

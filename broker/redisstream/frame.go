@@ -57,6 +57,7 @@ type frame struct {
 	buf   *[]byte // the batch's shared buffer, final before the call
 	args  []any
 	cmd   *redis.Cmd
+	wait  *redis.Cmd // of the round trip: how many replicas have it; nil if nobody asks
 	state atomic.Int32
 }
 
@@ -91,8 +92,8 @@ func (p *piece) MarshalBinary() ([]byte, error) {
 // callAll sends the frames in one round trip, those whose script the server
 // does not know yet again with its text, and returns when all have an answer or
 // an error.
-func callAll(ctx context.Context, client redis.UniversalClient, frames []*frame) {
-	send(ctx, client, frames)
+func callAll(ctx context.Context, client redis.UniversalClient, frames []*frame, r replicas) {
+	send(ctx, client, frames, r)
 	var unknown []*frame
 	for _, f := range frames {
 		if err := f.cmd.Err(); err != nil && strings.HasPrefix(err.Error(), "NOSCRIPT") {
@@ -102,18 +103,23 @@ func callAll(ctx context.Context, client redis.UniversalClient, frames []*frame)
 		}
 	}
 	if len(unknown) > 0 {
-		send(ctx, client, unknown)
+		send(ctx, client, unknown, r)
 	}
 }
 
-func send(ctx context.Context, client redis.UniversalClient, frames []*frame) {
-	if len(frames) == 1 {
+func send(ctx context.Context, client redis.UniversalClient, frames []*frame, r replicas) {
+	wait := r.command(ctx)
+	if len(frames) == 1 && wait == nil {
 		_ = client.Process(ctx, once{frames[0].cmd}) // the error is the command's
 		return
 	}
 	pipe := client.Pipeline()
 	for _, f := range frames {
+		f.wait = wait
 		_ = pipe.Process(ctx, once{f.cmd})
+	}
+	if wait != nil {
+		_ = pipe.Process(ctx, once{wait})
 	}
 	_, _ = pipe.Exec(ctx) // the errors are the commands'
 }

@@ -17,9 +17,14 @@ func (s *subscription) keep(base context.Context) {
 	again := time.NewTimer(time.Hour)
 	defer again.Stop()
 	var results []inflight.Result[*entry]
+	var last time.Time // of an acknowledgement
 	for open := true; open; {
 		select {
 		case _, open = <-s.room.Changed():
+			if rest := ackEvery - time.Since(last); open && rest > 0 {
+				again.Reset(rest)
+				continue
+			}
 		case <-again.C:
 		case <-s.kick:
 			s.recount(base)
@@ -28,6 +33,7 @@ func (s *subscription) keep(base context.Context) {
 			s.freshen(base)
 			continue
 		}
+		last = time.Now()
 		results = s.room.Take(results[:0])
 		for _, r := range results {
 			if r.Outcome == inflight.Acked {
@@ -45,6 +51,10 @@ func (s *subscription) keep(base context.Context) {
 	}
 	s.acknowledgeLast(base)
 }
+
+// ackEvery is how long at least from one acknowledgement to the next: what
+// handlers finish meanwhile goes into one call.
+const ackEvery = 2 * time.Millisecond
 
 // maxCall bounds the entries of one call, so that Redis is not held up.
 const maxCall = 1000

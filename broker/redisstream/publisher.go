@@ -25,6 +25,7 @@ type Publisher struct {
 	client  redis.UniversalClient
 	timeout time.Duration
 	limits  limits
+	wait    replicas
 	batches sync.Pool
 
 	mu     sync.Mutex
@@ -48,6 +49,14 @@ type PublisherConfig struct {
 	// MaxMessageBytes is the largest message accepted: payload plus names and
 	// values of its headers. Defaults to 1 MiB, at most 64 MiB.
 	MaxMessageBytes int
+
+	// WaitReplicas is how many replicas must have confirmed what was added (WAIT)
+	// before a message is outbox.Done, in WaitTimeout, which defaults to 1 s and ends
+	// with the call. With fewer it is outbox.Unknown with a *ReplicasError: it is in the
+	// stream, and sent again. That makes a loss at a fail-over less likely, and does
+	// not rule it out. Defaults to 0: none. Not with a *redis.ClusterClient.
+	WaitReplicas int
+	WaitTimeout  time.Duration
 }
 
 const (
@@ -71,10 +80,12 @@ func NewPublisher(cfg PublisherConfig) (*Publisher, error) {
 		faults = append(faults, fmt.Errorf("PublisherConfig.MaxMessageBytes is %d: give a number from 1 to %d, or 0 for %d",
 			cfg.MaxMessageBytes, maxMaxMessageBytes, defaultMaxMessageBytes))
 	}
+	wait := replicas{cfg.WaitReplicas, cfg.WaitTimeout}
+	faults = append(faults, wait.faults(cfg.Client)...)
 	if len(faults) > 0 {
 		return nil, fmt.Errorf("redisstream.NewPublisher: %w: %w", ErrInvalidConfig, errors.Join(faults...))
 	}
-	p := &Publisher{client: cfg.Client, timeout: cfg.Timeout, limits: limits{
+	p := &Publisher{client: cfg.Client, timeout: cfg.Timeout, wait: wait, limits: limits{
 		messageBytes: cfg.MaxMessageBytes, chunkMessages: chunkMessages, chunkBytes: chunkBytes}}
 	if p.timeout == 0 {
 		p.timeout = defaultTimeout
@@ -148,7 +159,7 @@ func (p *Publisher) publish(ctx context.Context, src source, results []outbox.Re
 	if b == nil {
 		b = new(batch)
 	}
-	b.src, b.results, b.limits = src, results, p.limits
+	b.src, b.results, b.limits, b.replicas = src, results, p.limits, p.wait.n
 	b.sortOut()
 	for ctx.Err() == nil && b.nextRound(ctx) {
 		if !p.round(ctx, b) { // go-redis still holds the batch's buffers, but nothing of the caller's
@@ -185,7 +196,7 @@ func (p *Publisher) round(ctx context.Context, b *batch) bool {
 	go func() {
 		defer p.calls.Done()
 		defer close(done)
-		callAll(ctx, p.client, frames)
+		callAll(ctx, p.client, frames, p.wait)
 	}()
 	select {
 	case <-done:

@@ -178,3 +178,6 @@ func sleep(ctx context.Context, d time.Duration) bool {
 		return false
 	}
 }
+
+// streams are those it reads.
+func (s *subscription) streams() []string { return []string{s.stream} }
