@@ -48,7 +48,9 @@ func (r *Room[T]) Close() (abandoned []T) {
 		r.paused.timer.Stop()
 	}
 	r.drained = true
-	close(r.out)
+	if r.ownOut {
+		close(r.out)
+	}
 	close(r.changed)
 	r.moved.Broadcast()
 	return r.left

@@ -64,7 +64,8 @@
 //     TestCloseDrains, TestCloseAbandons, TestCloseAtAnyTime
 //  10. A message's context carries the values of the base context, and is cancelled
 //     when the message is settled. TestMessageContext
-//  11. The watermark is the offset below which all is done. TestWatermarkModel
+//  11. Rooms that share an Outlet take back their own only. TestOutlet
+//  12. The watermark is the offset below which all is done. TestWatermarkModel
 //
 // # Not promised
 //

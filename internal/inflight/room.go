@@ -99,6 +99,10 @@ type Config[T any] struct {
 
 	// CloseCause is the cause of that cancellation. Defaults to ErrCloseTimeout.
 	CloseCause error
+
+	// Outlet is a channel that this room shares with others; nil for one of its own,
+	// which Close closes.
+	Outlet *Outlet
 }
 
 // A Room holds deliveries between a broker and its handlers. Safe for use by
@@ -107,8 +111,8 @@ type Config[T any] struct {
 type Room[T any] struct {
 	cfg   Config[T]
 	base  context.Context
-	ended *liveContext // of every message that is settled and whose context nobody had asked for
-	out   chan *message.Message
+	ended *liveContext          // of every message that is settled and whose context nobody had asked for
+	out   chan *message.Message // the outlet's
 
 	changed   chan struct{} // cap 1: there are results
 	abandoned chan struct{} // closed: whoever still waits for a handler goes home
@@ -139,7 +143,8 @@ type Room[T any] struct {
 	closing bool // nothing is handed over any more
 	leaving bool // attendants go home
 	drained bool // all are gone
-	left    []T  // what Close has abandoned
+	ownOut  bool
+	left    []T // what Close has abandoned
 }
 
 // New makes a room whose messages' contexts have the values of base; its
@@ -159,10 +164,15 @@ func New[T any](base context.Context, cfg Config[T]) *Room[T] {
 	if cfg.CloseCause == nil {
 		cfg.CloseCause = ErrCloseTimeout
 	}
+	own := cfg.Outlet == nil
+	if own {
+		cfg.Outlet = NewOutlet(cfg.MaxInFlight)
+	}
 	r := &Room[T]{
 		cfg:       cfg,
 		base:      context.WithoutCancel(base),
-		out:       make(chan *message.Message, cfg.MaxInFlight),
+		out:       cfg.Outlet.out,
+		ownOut:    own,
 		changed:   make(chan struct{}, 1),
 		abandoned: make(chan struct{}),
 		lanes:     make(map[string]*lane[T]),

@@ -420,3 +420,28 @@ func TestEach(t *testing.T) {
 		}
 	})
 }
+
+func TestOutlet(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		o := NewOutlet(4)
+		a := newRoom(Config[int]{MaxInFlight: 2, Outlet: o, Build: func(id, _ int) *message.Message { return message.NewMessage("a"+strconv.Itoa(id), nil) }})
+		b := newRoom(Config[int]{MaxInFlight: 2, Outlet: o, Build: func(id, _ int) *message.Message { return message.NewMessage("b"+strconv.Itoa(id), nil) }})
+		offer(t, a, "", "", "")
+		offer(t, b, "", "", "")
+		synctest.Wait()
+		if len(o.Out()) != 4 {
+			t.Fatalf("%d messages are in the channel", len(o.Out()))
+		}
+		if left := a.Close(); len(left) != 0 || len(results(a)) != 3 {
+			t.Errorf("left: %v", left)
+		}
+		expect(t, b, "b0").Ack()
+		expect(t, b, "b1").Ack()
+		expect(t, b, "b2").Ack()
+		b.Close()
+		o.Close()
+		if _, open := <-o.Out(); open || len(results(b)) != 3 {
+			t.Error("something is left")
+		}
+	})
+}

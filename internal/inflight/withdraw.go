@@ -86,6 +86,8 @@ func (r *Room[T]) withdraw(match func(T) bool, lose bool, cause error) (handlers
 
 // recall takes back from the channel what nobody has taken and must not be handed over.
 func (r *Room[T]) recall() {
+	r.cfg.Outlet.mu.Lock()
+	defer r.cfg.Outlet.mu.Unlock()
 	var inside []*message.Message
 	for more := true; more; {
 		select {
@@ -105,11 +107,11 @@ func (r *Room[T]) recall() {
 		}
 	}
 	for _, m := range inside {
-		if d := of[m]; d.lost || d.final {
+		if d := of[m]; d != nil && (d.lost || d.final) {
 			d.attempt--
 			m.Nack() // for its attendant
 		} else {
-			r.out <- m // there is room: all in flight fit
+			r.out <- m // there is room: all in flight fit, those of other rooms too
 		}
 	}
 }
