@@ -45,10 +45,11 @@ func RabbitMQFolders() []string {
 
 // rabbitmqScript: the node takes the script's place, so that its process id is
 // the one to kill. Without a limit of its own it would be held to 1,024 files.
-// An epmd that it starts itself would outlive it.
+// An epmd that it starts itself would outlive it, so it may not.
 const rabbitmqScript = `ulimit -n 65536 2>/dev/null || ulimit -n "$(ulimit -H -n)"
 if command -v setpriv >/dev/null; then
 	setpriv --pdeathsig TERM epmd -address 127.0.0.1 -port "$ERL_EPMD_PORT" &
+	export ERL_FLAGS="$ERL_FLAGS -start_epmd false"
 fi
 exec "$1"
 `
@@ -91,15 +92,22 @@ func (r *RabbitMQ) env() []string {
 		"RABBITMQ_MNESIA_BASE=" + r.path("data"), "RABBITMQ_LOG_BASE=" + r.path("logs"), "RABBITMQ_LOGS=-",
 		"RABBITMQ_PID_FILE=" + r.path("pid"), "RABBITMQ_GENERATED_CONFIG_DIR=" + r.path("generated"),
 		"ERL_EPMD_ADDRESS=127.0.0.1", fmt.Sprintf("ERL_EPMD_PORT=%d", r.epmdPort),
-		"ERL_FLAGS=-kernel inet_dist_use_interface {127,0,0,1}",
+		"ERL_FLAGS=" + erlangFlags,
 	}
 }
 
-// Control runs rabbitmqctl on the running node and returns what it prints.
+// erlangFlags keep Erlang's own listener to the loopback address.
+const erlangFlags = "-kernel inet_dist_use_interface {127,0,0,1}"
+
+// EpmdAddr is where the running node's epmd listens.
+func (r *RabbitMQ) EpmdAddr() string { return addr(r.epmdPort) }
+
+// Control runs rabbitmqctl on the running node and returns what it prints. It
+// starts no epmd for a node that has gone.
 func (r *RabbitMQ) Control(args ...string) (string, error) {
 	out, err := process.Output(process.Spec{
 		Program: filepath.Join(filepath.Dir(r.Program), "rabbitmqctl"), Args: append([]string{"--quiet"}, args...),
-		Dir: r.Dir, Account: r.Account, Env: r.env(),
+		Dir: r.Dir, Account: r.Account, Env: append(r.env(), "ERL_FLAGS="+erlangFlags+" -start_epmd false"),
 	}, "")
 	return string(out), err
 }

@@ -5,6 +5,7 @@ import (
 	"errors"
 	"fmt"
 	"net"
+	"runtime"
 	"strconv"
 	"strings"
 	"testing"
@@ -196,6 +197,16 @@ func TestPrivateRabbitMQKeepsWhatItHad(t *testing.T) {
 			})
 			return n, err
 		})
+	if runtime.GOOS != "linux" {
+		return // epmd is RabbitMQ's own there, and stays
+	}
+	Eventually(t, 10*time.Second, func() bool {
+		conn, err := net.Dial("tcp", r.node.EpmdAddr())
+		if err == nil {
+			conn.Close()
+		}
+		return err != nil
+	}, "its epmd has gone with it")
 }
 
 // knowsThePowerless tries the second user, and rabbitmqctl.

@@ -1,0 +1,60 @@
+// A program with a relay to RabbitMQ and handlers behind it, and with no other broker.
+package main
+
+import (
+	"context"
+	"log"
+	"os"
+
+	"github.com/jackc/pgx/v5"
+	"github.com/jackc/pgx/v5/pgxpool"
+
+	"github.com/postbus/postbus/broker/rabbitmq"
+	"github.com/postbus/postbus/events"
+	"github.com/postbus/postbus/handlers"
+	"github.com/postbus/postbus/outbox"
+)
+
+type orderPlaced struct {
+	OrderID string `json:"order_id"`
+}
+
+func (orderPlaced) EventType() string     { return "order.placed" }
+func (orderPlaced) SchemaVersion() int    { return 1 }
+func (e orderPlaced) AggregateID() string { return e.OrderID }
+
+func main() {
+	if err := run(context.Background()); err != nil {
+		log.Fatal(err)
+	}
+}
+
+func run(ctx context.Context) error {
+	pool, err := pgxpool.New(ctx, os.Getenv("DATABASE_URL"))
+	if err != nil {
+		return err
+	}
+	defer pool.Close()
+	server := rabbitmq.ConnectionConfig{URL: os.Getenv("RABBITMQ_URL")}
+	publisher, err := rabbitmq.NewPublisher(rabbitmq.PublisherConfig{Connection: server})
+	if err != nil {
+		return err
+	}
+	defer publisher.Close()
+	subscriber, err := rabbitmq.NewSubscriber(rabbitmq.SubscriberConfig{Connection: server, Group: "shop"})
+	if err != nil {
+		return err
+	}
+	defer subscriber.Close()
+	relay, err := outbox.NewRelay(pool, publisher, outbox.RelayConfig{Name: "rabbitmq"})
+	if err != nil {
+		return err
+	}
+	router, err := handlers.NewRouter(subscriber, handlers.Config{Pool: pool, Poison: handlers.PoisonConfig{Publisher: publisher}})
+	if err != nil {
+		return err
+	}
+	handlers.HandleTx(router, "orders", func(context.Context, pgx.Tx, events.Event[orderPlaced]) error { return nil })
+	go relay.Run(ctx)
+	return router.Run(ctx)
+}

@@ -1,0 +1,61 @@
+// A program with a relay to SQS and handlers behind it, and with no other broker.
+package main
+
+import (
+	"context"
+	"log"
+	"os"
+
+	awssqs "github.com/aws/aws-sdk-go-v2/service/sqs"
+	"github.com/jackc/pgx/v5"
+	"github.com/jackc/pgx/v5/pgxpool"
+
+	"github.com/postbus/postbus/broker/sqs"
+	"github.com/postbus/postbus/events"
+	"github.com/postbus/postbus/handlers"
+	"github.com/postbus/postbus/outbox"
+)
+
+type orderPlaced struct {
+	OrderID string `json:"order_id"`
+}
+
+func (orderPlaced) EventType() string     { return "order.placed" }
+func (orderPlaced) SchemaVersion() int    { return 1 }
+func (e orderPlaced) AggregateID() string { return e.OrderID }
+
+func main() {
+	if err := run(context.Background()); err != nil {
+		log.Fatal(err)
+	}
+}
+
+func run(ctx context.Context) error {
+	pool, err := pgxpool.New(ctx, os.Getenv("DATABASE_URL"))
+	if err != nil {
+		return err
+	}
+	defer pool.Close()
+	client := awssqs.New(awssqs.Options{Region: os.Getenv("AWS_REGION")})
+	publisher, err := sqs.NewPublisher(sqs.PublisherConfig{Client: client})
+	if err != nil {
+		return err
+	}
+	defer publisher.Close()
+	subscriber, err := sqs.NewSubscriber(sqs.SubscriberConfig{Client: client})
+	if err != nil {
+		return err
+	}
+	defer subscriber.Close()
+	relay, err := outbox.NewRelay(pool, publisher, outbox.RelayConfig{Name: "sqs"})
+	if err != nil {
+		return err
+	}
+	router, err := handlers.NewRouter(subscriber, handlers.Config{Pool: pool, Poison: handlers.PoisonConfig{Publisher: publisher}})
+	if err != nil {
+		return err
+	}
+	handlers.HandleTx(router, "orders", func(context.Context, pgx.Tx, events.Event[orderPlaced]) error { return nil })
+	go relay.Run(ctx)
+	return router.Run(ctx)
+}
