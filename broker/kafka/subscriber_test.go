@@ -553,14 +553,23 @@ func TestServerKilledInMidRun(t *testing.T) {
 		}
 	}()
 	testkit.Eventually(t, patience, func() bool { return l.done() >= 500 }, "some are handled")
+	began := time.Now()
+	step := func(what string) {
+		t.Logf("%s after %s; %d handled", what, time.Since(began).Round(time.Millisecond), l.done())
+	}
 	broker.Kill()
+	step("killed")
 	broker.Start()
+	step("started")
 	<-published
+	step("published")
 	testkit.Eventually(t, 2*patience, func() bool { return l.done() == n }, "all are handled")
+	step("all handled")
 	if err := s.Close(); err != nil {
 		t.Error(err)
 	}
 	working.Wait()
+	step("closed")
 	l.check()
 	t.Logf("%d handled again", l.repeats())
 	firstInOrder(t, readAll(t, c, topic), n)
