@@ -18,18 +18,29 @@ import (
 	"github.com/postbus/postbus/internal/testkit"
 )
 
-// publishKeys adds n messages of each key, in turn; their UUIDs are key/number.
-func publishKeys(t testing.TB, p *Publisher, stream string, keys, n int) {
+// numbered is the nth message of a key; its UUID says so.
+func numbered(key, n int) *message.Message {
+	m := message.NewMessage(fmt.Sprintf("k%d/%d", key, n), []byte("payload"))
+	m.Metadata[events.HeaderPartitionKey] = "k" + strconv.Itoa(key)
+	return m
+}
+
+// publishKeys adds n messages of each key, in turn.
+func publishKeys(t testing.TB, p *Publisher, topic string, keys, n int) {
+	t.Helper()
+	publishSharded(t, p, topic, keys, 0, n)
+}
+
+// publishSharded adds those numbered from first to before last.
+func publishSharded(t testing.TB, p *Publisher, topic string, keys, first, last int) {
 	t.Helper()
 	var msgs []*message.Message
-	for i := range n {
+	for n := first; n < last; n++ {
 		for k := range keys {
-			m := message.NewMessage(fmt.Sprintf("k%d/%d", k, i), []byte("payload"))
-			m.Metadata[events.HeaderPartitionKey] = "k" + strconv.Itoa(k)
-			msgs = append(msgs, m)
+			msgs = append(msgs, numbered(k, n))
 		}
 	}
-	if err := p.Publish(stream, msgs...); err != nil {
+	if err := p.Publish(topic, msgs...); err != nil {
 		t.Fatal(err)
 	}
 }

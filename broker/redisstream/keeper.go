@@ -30,7 +30,9 @@ func (s *subscription) keep(base context.Context) {
 			s.recount(base)
 			continue
 		case <-fresh.C:
-			s.freshen(base)
+			if s.lease == nil {
+				s.freshen(base)
+			}
 			continue
 		}
 		last = time.Now()

@@ -26,6 +26,8 @@ type Publisher struct {
 	timeout time.Duration
 	limits  limits
 	wait    replicas
+	shards  int
+	names   sync.Map // of the shards' streams, by topic
 	batches sync.Pool
 
 	mu     sync.Mutex
@@ -49,6 +51,14 @@ type PublisherConfig struct {
 	// MaxMessageBytes is the largest message accepted: payload plus names and
 	// values of its headers. Defaults to 1 MiB, at most 64 MiB.
 	MaxMessageBytes int
+
+	// Shards divides every topic into so many streams by partition key, 256 at most
+	// (ShardStream and ShardOf say how), so that several consumers can share it and
+	// keep each key in order: see SubscriberConfig.Shards, which must be the same.
+	// Another number moves keys to other streams: let the consumers finish first. Publish
+	// then keeps the order of each key, and stops at the first failure of each
+	// shard. Defaults to 0: one stream of the topic's name.
+	Shards int
 
 	// WaitReplicas is how many replicas must have confirmed what was added (WAIT)
 	// before a message is outbox.Done, in WaitTimeout, which defaults to 1 s and ends
@@ -80,12 +90,13 @@ func NewPublisher(cfg PublisherConfig) (*Publisher, error) {
 		faults = append(faults, fmt.Errorf("PublisherConfig.MaxMessageBytes is %d: give a number from 1 to %d, or 0 for %d",
 			cfg.MaxMessageBytes, maxMaxMessageBytes, defaultMaxMessageBytes))
 	}
+	faults = append(faults, shardFaults("PublisherConfig", cfg.Shards)...)
 	wait := replicas{cfg.WaitReplicas, cfg.WaitTimeout}
 	faults = append(faults, wait.faults(cfg.Client)...)
 	if len(faults) > 0 {
 		return nil, fmt.Errorf("redisstream.NewPublisher: %w: %w", ErrInvalidConfig, errors.Join(faults...))
 	}
-	p := &Publisher{client: cfg.Client, timeout: cfg.Timeout, wait: wait, limits: limits{
+	p := &Publisher{client: cfg.Client, timeout: cfg.Timeout, wait: wait, shards: cfg.Shards, limits: limits{
 		messageBytes: cfg.MaxMessageBytes, chunkMessages: chunkMessages, chunkBytes: chunkBytes}}
 	if p.timeout == 0 {
 		p.timeout = defaultTimeout
@@ -155,6 +166,9 @@ func (p *Publisher) publish(ctx context.Context, src source, results []outbox.Re
 	ctx, cancel := context.WithTimeout(ctx, p.timeout)
 	defer cancel()
 
+	if p.shards > 0 {
+		src = p.sharded(src)
+	}
 	b, _ := p.batches.Get().(*batch)
 	if b == nil {
 		b = new(batch)

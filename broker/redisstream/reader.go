@@ -27,6 +27,12 @@ func (s *subscription) read(reading context.Context) (late []*entry) {
 		case err == nil:
 			s.working()
 		case reading.Err() != nil:
+		case isLeaseLost(err): // whoever renews it stops us
+			select {
+			case s.lease.doubt <- struct{}{}:
+			default:
+			}
+			sleep(reading, time.Second)
 		case isGroupLost(err):
 			if err = s.heal(reading); err != nil {
 				s.broken(reading, err)
@@ -58,13 +64,16 @@ func (s *subscription) fetch(reading context.Context, n int) ([]*entry, error) {
 		}
 		s.ownFirst = false
 	}
-	if !time.Now().Before(s.nextClaim) {
+	if s.lease == nil && !time.Now().Before(s.nextClaim) {
 		entries, some, err := s.claim(reading, n)
 		if some || err != nil {
 			return entries, err
 		}
 	}
-	block := max(min(readBlock, time.Until(s.nextClaim)), time.Millisecond) // BLOCK 0 would be for ever
+	block := readBlock
+	if s.lease == nil {
+		block = max(min(readBlock, time.Until(s.nextClaim)), time.Millisecond) // BLOCK 0 would be for ever
+	}
 	found, err := s.readGroup(reading, fromNew, n, block)
 	entries := make([]*entry, len(found))
 	made := make([]entry, len(found))
@@ -76,6 +85,9 @@ func (s *subscription) fetch(reading context.Context, n int) ([]*entry, error) {
 }
 
 func (s *subscription) readGroup(ctx context.Context, from string, n int, block time.Duration) ([]redis.XMessage, error) {
+	if s.lease != nil {
+		return s.readLeased(ctx, from, n, block)
+	}
 	var found *redis.XStreamSliceCmd
 	err := s.call(ctx, max(block, 0), func(ctx context.Context) error {
 		return runOnce(ctx, s.of.cfg.Client, func(q redis.Pipeliner) {

@@ -29,8 +29,15 @@ type Subscriber struct {
 
 	mu     sync.Mutex
 	closed bool
-	subs   map[*subscription]context.CancelFunc // stops reading
+	subs   map[member]context.CancelFunc // stops reading
 	live   sync.WaitGroup
+}
+
+// A member is one Subscribe call.
+type member interface {
+	start(ctx context.Context) error
+	run(base, reading context.Context)
+	streams() []string
 }
 
 // SubscriberConfig: Client and Group are required.
@@ -63,6 +70,14 @@ type SubscriberConfig struct {
 	// might have had. Defaults to 3 times MaxInFlight and at least 192, or to none if MaxInFlight
 	// is 1; NoReadAhead is none.
 	ReadAhead int
+
+	// Shards is in how many streams the publishers divide a topic by partition key
+	// (PublisherConfig.Shards), 256 at most; 0 is one stream of the topic's name. Each
+	// shard is read by one member of the group at a time, who holds a lease on it, so
+	// every key stays in order however many members come and go; MaxInFlight and
+	// ReadAhead then are for each shard. MinIdle is how long a member must have been
+	// silent before others take over its shards.
+	Shards int
 
 	// Start is where a group that does not exist yet begins. Defaults to
 	// FromBeginning, so that nothing is missed.
@@ -157,6 +172,7 @@ func NewSubscriber(cfg SubscriberConfig) (*Subscriber, error) {
 	if cfg.ReadAhead == 0 && cfg.MaxInFlight > 1 {
 		cfg.ReadAhead = max(3*cfg.MaxInFlight, leastReadAhead)
 	}
+	faults = append(faults, shardFaults("SubscriberConfig", cfg.Shards)...)
 	orDefault(&cfg.MinIdle, defaultMinIdle)
 	orDefault(&cfg.ClaimInterval, max(cfg.MinIdle/4, time.Millisecond))
 	orDefault(&cfg.NackDelay, defaultNackDelay)
@@ -179,7 +195,7 @@ func NewSubscriber(cfg SubscriberConfig) (*Subscriber, error) {
 	if len(faults) > 0 {
 		return nil, fmt.Errorf("redisstream.NewSubscriber: %w: %w", ErrInvalidConfig, errors.Join(faults...))
 	}
-	s := &Subscriber{subs: make(map[*subscription]context.CancelFunc)}
+	s := &Subscriber{subs: make(map[member]context.CancelFunc)}
 	if cfg.Consumer == "" {
 		s.ownName, cfg.Consumer = true, freshName()
 	}
@@ -222,7 +238,7 @@ func (s *Subscriber) Subscribe(ctx context.Context, topic string) (<-chan *messa
 		return nil, errors.New("subscribe: the topic is empty; name the stream")
 	}
 	reading, stop := context.WithCancel(ctx)
-	sub, err := s.join(ctx, topic, stop)
+	sub, out, err := s.join(ctx, topic, stop)
 	if err != nil {
 		stop()
 		return nil, fmt.Errorf("subscribe to stream %q: %w", topic, err)
@@ -239,21 +255,27 @@ func (s *Subscriber) Subscribe(ctx context.Context, topic string) (<-chan *messa
 		defer s.leave(sub)
 		sub.run(base, reading)
 	}()
-	return sub.room.Out(), nil
+	return out, nil
 }
 
 // join gives a subscription the lowest consumer name that no other one of this
 // Subscriber has on that stream, so that they don't take each other's entries
 // for their own from before a restart.
-func (s *Subscriber) join(ctx context.Context, topic string, stop context.CancelFunc) (*subscription, error) {
+func (s *Subscriber) join(ctx context.Context, topic string, stop context.CancelFunc) (member, <-chan *message.Message, error) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	if s.closed {
-		return nil, ErrClosed
+		return nil, nil, ErrClosed
+	}
+	if s.cfg.Shards > 0 {
+		sub := newSharded(s, topic)
+		s.subs[sub] = stop
+		s.live.Add(1)
+		return sub, sub.outlet.Out(), nil
 	}
 	taken := make(map[string]bool)
 	for other := range s.subs {
-		if other.stream == topic {
+		if other, plain := other.(*subscription); plain && other.stream == topic {
 			taken[other.consumer] = true
 		}
 	}
@@ -261,13 +283,13 @@ func (s *Subscriber) join(ctx context.Context, topic string, stop context.Cancel
 	for n := 2; taken[name]; n++ {
 		name = s.cfg.Consumer + "/" + strconv.Itoa(n)
 	}
-	sub := newSubscription(ctx, s, topic, name)
+	sub := newSubscription(ctx, s, topic, name, nil, nil)
 	s.subs[sub] = stop
 	s.live.Add(1)
-	return sub, nil
+	return sub, sub.room.Out(), nil
 }
 
-func (s *Subscriber) leave(sub *subscription) {
+func (s *Subscriber) leave(sub member) {
 	s.mu.Lock()
 	stop := s.subs[sub]
 	delete(s.subs, sub)

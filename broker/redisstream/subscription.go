@@ -22,6 +22,7 @@ type subscription struct {
 	of       *Subscriber
 	stream   string
 	consumer string
+	lease    *lease // of a shard; nil for a stream that the members of the group read together
 	room     *inflight.Room[*entry]
 	log      *slog.Logger
 
@@ -35,6 +36,8 @@ type subscription struct {
 	ownFrom   string // where the look through them stands
 	claimFrom string // where the search for dead consumers' entries stands
 	nextClaim time.Time
+
+	newestSeen string // under a lease: the id from which to wait for more
 
 	// floor is where a FromNow group begins again if it is lost while the stream is not.
 	floor string
@@ -63,9 +66,9 @@ const (
 func (s *subscription) grace() time.Duration { return min(closeGrace, s.of.cfg.CloseTimeout) }
 
 // newSubscription makes the messages' contexts from ctx, but not their end.
-func newSubscription(ctx context.Context, of *Subscriber, stream, consumer string) *subscription {
+func newSubscription(ctx context.Context, of *Subscriber, stream, consumer string, l *lease, outlet *inflight.Outlet) *subscription {
 	s := &subscription{
-		of: of, stream: stream, consumer: consumer,
+		of: of, stream: stream, consumer: consumer, lease: l,
 		log:      of.cfg.Logger.With("stream", stream, "group", of.cfg.Group, "consumer", consumer),
 		held:     make(map[string]struct{}),
 		kick:     make(chan struct{}, 1),
@@ -80,6 +83,7 @@ func newSubscription(ctx context.Context, of *Subscriber, stream, consumer strin
 		MaxBuffered: of.cfg.MaxInFlight + max(of.cfg.ReadAhead, 0),
 		NackDelay:   of.cfg.NackDelay, MaxNackDelay: of.cfg.MaxNackDelay,
 		CloseTimeout: of.cfg.CloseTimeout, CloseGrace: s.grace(), CloseCause: ErrCloseTimeout,
+		Outlet: outlet,
 	})
 	return s
 }
@@ -138,7 +142,7 @@ func (s *subscription) run(base, reading context.Context) {
 	late := s.read(reading)
 	helpers.Wait()
 	s.release(base, late)
-	if s.of.ownName {
+	if s.of.ownName && s.lease == nil {
 		s.removeConsumer(base)
 	}
 }
