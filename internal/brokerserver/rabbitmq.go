@@ -77,7 +77,9 @@ func (r *RabbitMQ) Start() (*process.Process, error) {
 		Program: "/bin/sh", Args: []string{"-c", rabbitmqScript, "sh", r.Program},
 		Dir: r.Dir, Log: r.path("log"), Account: r.Account,
 		Env: append(r.env(),
-			"RABBITMQ_ALLOW_INPUT=1", "RABBITMQ_SERVER_ADDITIONAL_ERL_ARGS=-noinput", // together: no script stays between us and it
+			"RABBITMQ_ALLOW_INPUT=1", // with -noinput: no script stays between us and it
+			// Its schedulers would spin for work on cores that the tests need.
+			"RABBITMQ_SERVER_ADDITIONAL_ERL_ARGS=-noinput +sbwt none +sbwtdcpu none +sbwtdio none",
 			fmt.Sprintf("RABBITMQ_DIST_PORT=%d", distribution)),
 		DieWithParent: r.DieWithParent, ParentDeath: syscall.SIGKILL,
 	})
