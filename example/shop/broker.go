@@ -6,6 +6,7 @@ import (
 	"log/slog"
 	"slices"
 	"strings"
+	"time"
 
 	"github.com/ThreeDotsLabs/watermill/message"
 )
@@ -49,6 +50,8 @@ func openBroker(ctx context.Context, name, prefix string) (broker, error) {
 	if err != nil {
 		return nil, err
 	}
+	ctx, cancel := context.WithTimeout(ctx, 10*time.Second) // a server that is there answers sooner
+	defer cancel()
 	return kinds[i].open(ctx, at, prefix)
 }
 
