@@ -73,6 +73,9 @@ go-is-there:
 bench: servers-up ## measure ours beside peers and limits; QUICK=1, ONLY=drain.null,wake
 	@cd bench && $(GO) build -o ../.dev/bin/bench . && . ../.dev/env && exec ../.dev/bin/bench $(BENCHFLAGS)
 
+bench-brokers: servers-up ## what the adapters do on Kafka, RabbitMQ, SQS and Redis; QUICK=1, ONLY=publish.kafka
+	@cd bench && $(GO) build -o ../.dev/bin/bench . && . ../.dev/env && exec ../.dev/bin/bench -brokers $(BENCHFLAGS)
+
 soak: servers-up ## what takes minutes: two comparisons, and retention beside its alternatives
 	@cd bench && $(GO) build -o ../.dev/bin/bench . && . ../.dev/env && ../.dev/bin/bench -soak $(BENCHFLAGS)
 	@if [ -z "$$ONLY" ]; then . ./.dev/env && POSTBUS_MEASURE=1 POSTBUS_MEASURE_SECONDS=$${QUICK:+5} \

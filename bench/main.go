@@ -1,8 +1,9 @@
 // Bench measures Postbus beside its peers and the limits of the machine.
 //
-//	make bench                  all comparisons but the soaks
+//	make bench                  all comparisons but those below
 //	make bench QUICK=1          the same with less work each
 //	make bench ONLY=drain.null  one, or several separated by commas
+//	make bench-brokers          the adapters on Kafka, RabbitMQ, SQS and Redis
 //	make soak                   the soaks
 //
 // One line a comparison goes to standard output; RESULTS.md is brought up to date.
@@ -30,20 +31,32 @@ func main() {
 	}
 	only := flag.String("only", os.Getenv("ONLY"), "names of comparisons, separated by commas")
 	quick := flag.Bool("quick", os.Getenv("QUICK") != "" && os.Getenv("QUICK") != "0", "less work each")
+	brokers := flag.Bool("brokers", false, "run the brokers' comparisons")
 	soak := flag.Bool("soak", false, "run the soaks")
 	results := flag.String("results", "RESULTS.md", "file to bring up to date; empty: none")
 	profile := flag.String("cpuprofile", os.Getenv("POSTBUS_PROFILE"), "write a CPU profile of the run to this file")
 	flag.Parse()
 
+	group := harness.Plain
+	switch {
+	case *brokers && *soak:
+		fmt.Fprintln(os.Stderr, "bench: -brokers and -soak are two groups: give one of them")
+		os.Exit(2)
+	case *brokers:
+		group = harness.Brokers
+	case *soak:
+		group = harness.Soaks
+	}
+
 	// The first Ctrl-C ends the run and drops what it has created; a second one does not wait.
 	ctx, stop := signal.NotifyContext(context.Background(), os.Interrupt, syscall.SIGTERM)
 	context.AfterFunc(ctx, stop)
 	err := profiled(*profile, func() error {
-		return run(ctx, options{only: *only, quick: *quick, soak: *soak, results: *results})
+		return run(ctx, options{only: *only, quick: *quick, group: group, results: *results})
 	})
 	switch {
 	case ctx.Err() != nil && !errors.Is(err, harness.ErrLeftBehind):
-		fmt.Fprintln(os.Stderr, "bench: interrupted; its schema is dropped")
+		fmt.Fprintln(os.Stderr, "bench: interrupted; what it had created is removed")
 		os.Exit(130)
 	case err != nil:
 		fmt.Fprintln(os.Stderr, "bench:", err)
@@ -52,13 +65,14 @@ func main() {
 }
 
 type options struct {
-	only        string
-	quick, soak bool
-	results     string
+	only    string
+	quick   bool
+	group   harness.Group
+	results string
 }
 
 func run(ctx context.Context, o options) error {
-	picked, err := harness.Select(compare.All(), o.only, o.soak)
+	picked, err := harness.Select(compare.All(), o.only, o.group)
 	if err != nil {
 		return err
 	}

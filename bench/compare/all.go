@@ -8,7 +8,7 @@ func All() []harness.Comparison {
 	return []harness.Comparison{
 		drainNull,
 		drainRTT,
-		drainRedis,
+		drainTo(onRedis, harness.Plain),
 		appendBatch,
 		appendTx,
 		wake,
@@ -17,6 +17,19 @@ func All() []harness.Comparison {
 		memory,
 		fanout,
 		durable,
+
+		publishTo(onKafka),
+		publishTo(onRabbitMQ),
+		publishTo(onSQS),
+		publishTo(onRedis),
+		drainTo(onKafka, harness.Brokers),
+		drainTo(onRabbitMQ, harness.Brokers),
+		drainTo(onSQS, harness.Brokers),
+		consumeFrom(onKafka),
+		consumeFrom(onRabbitMQ),
+		consumeFrom(onSQS),
+		consumeFrom(onRedis),
+
 		oldSnapshot,
 		retention,
 	}

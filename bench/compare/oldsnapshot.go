@@ -21,7 +21,7 @@ var oldSnapshot = harness.Comparison{
 	Name:  "oldsnapshot",
 	Shows: "one idle REPEATABLE READ session is open while small rounds go on: whether anything grows slower",
 	Needs: []harness.Server{harness.Postgres},
-	Soak:  true,
+	Group: harness.Soaks,
 	Run:   runOldSnapshot,
 }
 

@@ -20,7 +20,7 @@ var retention = harness.Comparison{
 	Name:  "retention",
 	Shows: "5,000 events a second appended and published while retention keeps the last 30 s: without retention, with it, and with it beside an idle REPEATABLE READ session",
 	Needs: []harness.Server{harness.Postgres},
-	Soak:  true,
+	Group: harness.Soaks,
 	Run:   runRetention,
 }
 

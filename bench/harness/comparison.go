@@ -17,11 +17,23 @@ type Comparison struct {
 	Shows string
 	// Needs are the servers without which it does not run.
 	Needs []Server
-	// Soak: takes minutes, and is run by `make soak` only.
-	Soak bool
+	// Group says which command runs it.
+	Group Group
 	// Run measures. Whatever it creates stands in e's schema, which is dropped after it.
 	Run func(ctx context.Context, e *Env) (*Report, error)
 }
+
+// Group is the comparisons that one command runs.
+type Group int
+
+const (
+	// Plain: `make bench`.
+	Plain Group = iota
+	// Brokers: `make bench-brokers`, what the adapters do on real servers.
+	Brokers
+	// Soaks: `make soak`, what takes minutes each.
+	Soaks
+)
 
 // Report is what a comparison has found.
 type Report struct {
@@ -30,11 +42,11 @@ type Report struct {
 	Notes []string // what a reader of the figures must know, one sentence each
 }
 
-// Select picks the comparisons of a run: those that only names, or else all soaks, or
-// all that are none. An unknown name is refused, and the error lists the known ones.
-func Select(all []Comparison, only string, soak bool) ([]Comparison, error) {
+// Select picks the comparisons of a run: those that only names, whatever their group,
+// or else all of the group. An unknown name is refused, and the error lists the known ones.
+func Select(all []Comparison, only string, group Group) ([]Comparison, error) {
 	if strings.TrimSpace(only) == "" {
-		return slices.DeleteFunc(slices.Clone(all), func(c Comparison) bool { return c.Soak != soak }), nil
+		return slices.DeleteFunc(slices.Clone(all), func(c Comparison) bool { return c.Group != group }), nil
 	}
 	var picked []Comparison
 	for name := range strings.SplitSeq(only, ",") {

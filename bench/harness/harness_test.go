@@ -10,11 +10,11 @@ import (
 	"time"
 )
 
-var known = []Comparison{{Name: "drain.null"}, {Name: "wake"}, {Name: "retention", Soak: true}}
+var known = []Comparison{{Name: "drain.null"}, {Name: "wake"}, {Name: "drain.kafka", Group: Brokers}, {Name: "retention", Group: Soaks}}
 
-func selected(t *testing.T, only string, soak bool) []string {
+func selected(t *testing.T, only string, group Group) []string {
 	t.Helper()
-	cs, err := Select(known, only, soak)
+	cs, err := Select(known, only, group)
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -23,24 +23,25 @@ func selected(t *testing.T, only string, soak bool) []string {
 
 func TestSelect(t *testing.T) {
 	for _, c := range []struct {
-		only string
-		soak bool
-		want []string
+		only  string
+		group Group
+		want  []string
 	}{
-		{"", false, []string{"drain.null", "wake"}},
-		{"", true, []string{"retention"}},
-		{"wake", false, []string{"wake"}},
-		{" wake , retention", false, []string{"wake", "retention"}},
+		{"", Plain, []string{"drain.null", "wake"}},
+		{"", Brokers, []string{"drain.kafka"}},
+		{"", Soaks, []string{"retention"}},
+		{"wake", Plain, []string{"wake"}},
+		{" wake , retention", Plain, []string{"wake", "retention"}},
 	} {
-		if got := selected(t, c.only, c.soak); !slices.Equal(got, c.want) {
-			t.Errorf("Select(%q, soak %v) = %v, want %v", c.only, c.soak, got, c.want)
+		if got := selected(t, c.only, c.group); !slices.Equal(got, c.want) {
+			t.Errorf("Select(%q, group %d) = %v, want %v", c.only, c.group, got, c.want)
 		}
 	}
 }
 
 func TestSelectListsTheNames(t *testing.T) {
-	_, err := Select(known, "drain.nul", false)
-	if err == nil || !strings.Contains(err.Error(), "drain.null, wake, retention") || !strings.Contains(err.Error(), `"drain.nul"`) {
+	_, err := Select(known, "drain.nul", Plain)
+	if err == nil || !strings.Contains(err.Error(), "drain.null, wake, drain.kafka, retention") || !strings.Contains(err.Error(), `"drain.nul"`) {
 		t.Fatalf("an unknown name: %v", err)
 	}
 }

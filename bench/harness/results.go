@@ -10,11 +10,11 @@ import (
 )
 
 // RESULTS.md is a header and a section a comparison. A run replaces the sections of
-// what it has measured and leaves the others, so that ONLY= and the soaks add to it.
+// what it has measured and leaves the others, so that ONLY= and the other groups add to it.
 const (
 	resultsHead = `# What was measured
 
-Written by ` + "`make bench` and `make soak`" + `; each section says when and how. README.md beside this file
+Written by ` + "`make bench`, `make bench-brokers` and `make soak`" + `; each section says when and how. README.md beside this file
 says how to read it. Ratios are ours to theirs, medians over the rounds, in brackets the smallest and
 the largest. "aa" is our own program measured against itself in the same rounds: what differs from 1
 there is noise.

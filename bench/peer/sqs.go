@@ -1,0 +1,29 @@
+package peer
+
+import (
+	"context"
+
+	"github.com/ThreeDotsLabs/watermill"
+	"github.com/ThreeDotsLabs/watermill-aws/sqs"
+	"github.com/ThreeDotsLabs/watermill/message"
+	"github.com/aws/aws-sdk-go-v2/aws"
+	awssqs "github.com/aws/aws-sdk-go-v2/service/sqs"
+)
+
+// SQSPublisher is watermill-aws' with its defaults.
+func SQSPublisher(config aws.Config) (message.Publisher, error) {
+	return sqs.NewPublisher(sqs.PublisherConfig{AWSConfig: config, DoNotCreateQueueIfNotExists: true}, watermill.NopLogger{})
+}
+
+// SQSSubscriber is watermill-aws' with its defaults, but for the time that a request
+// waits for messages, and closing with it.
+func SQSSubscriber(config aws.Config) (message.Subscriber, error) {
+	return sqs.NewSubscriber(sqs.SubscriberConfig{AWSConfig: config, DoNotCreateQueueIfNotExists: true,
+		GenerateReceiveMessageInput: func(ctx context.Context, queue sqs.QueueURL) (*awssqs.ReceiveMessageInput, error) {
+			in, err := sqs.GenerateReceiveMessageInputDefault(ctx, queue)
+			if err == nil {
+				in.WaitTimeSeconds = 1
+			}
+			return in, err
+		}}, watermill.NopLogger{})
+}
