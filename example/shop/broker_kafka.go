@@ -17,7 +17,7 @@ import (
 // partition key is in one of them, and stays in order.
 type kafkaBroker struct {
 	cluster kafka.Cluster
-	client  *kgo.Client // for what adapters don't do: topics are made, and looked into
+	client  *kgo.Client // for what adapters don't do: topics are looked into
 	admin   *kadm.Client
 	group   string
 }
@@ -43,11 +43,14 @@ func (b *kafkaBroker) Subscriber(logger *slog.Logger) (message.Subscriber, error
 	return kafka.NewSubscriber(kafka.SubscriberConfig{Cluster: b.cluster, Group: b.group, Logger: logger})
 }
 
-// Declare creates the topics with as many replicas as the cluster says is usual.
-func (b *kafkaBroker) Declare(ctx context.Context, topics []string) error {
-	created, err := b.admin.CreateTopics(ctx, 3, -1, nil, topics...)
-	if err == nil {
-		err = created.Error()
+// topology is all that the shop needs of Kafka.
+func (b *kafkaBroker) topology(topics []string) (t kafka.Topology) {
+	for _, topic := range topics {
+		t.Topics = append(t.Topics, kafka.Topic{Name: topic, Partitions: 3})
 	}
-	return err
+	return t
+}
+
+func (b *kafkaBroker) Declare(ctx context.Context, topics []string) error {
+	return b.topology(topics).Declare(ctx, b.cluster)
 }
