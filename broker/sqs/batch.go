@@ -2,6 +2,7 @@ package sqs
 
 import (
 	"context"
+	"sync"
 
 	"github.com/postbus/postbus/outbox"
 )
@@ -26,17 +27,18 @@ type batch struct {
 // An end is one target, with the heads of the lanes that are ready to go there.
 type end struct {
 	*target
+	topic string
 	err   error // why there is no target
 	ready []int32
 }
 
-// sortOut gives every message its lane, in order, and looks the targets up.
+// sortOut looks the targets up and gives every message its lane, in order.
 func (b *batch) sortOut(ctx context.Context) {
+	endOf := b.findEnds(ctx)
 	type lane struct {
 		end *end
 		key string
 	}
-	endOf := make(map[string]*end)
 	tails := make(map[lane]int32)
 	b.next = make([]int32, b.src.len())
 	for i := range b.src.len() {
@@ -47,12 +49,6 @@ func (b *batch) sortOut(ctx context.Context) {
 			continue
 		}
 		e := endOf[topic]
-		if e == nil {
-			e = new(end)
-			e.target, e.err = b.of.lookUp(ctx, topic)
-			endOf[topic] = e
-			b.ends = append(b.ends, e)
-		}
 		if key := b.src.key(i); key != "" {
 			l := lane{e, key}
 			tail, some := tails[l]
@@ -72,6 +68,33 @@ func (b *batch) sortOut(ctx context.Context) {
 			e.ready = nil
 		}
 	}
+}
+
+// findEnds looks up the target of every topic, several at once.
+func (b *batch) findEnds(ctx context.Context) map[string]*end {
+	of := make(map[string]*end)
+	for i := range b.src.len() {
+		if topic := b.src.topic(i); of[topic] == nil {
+			of[topic] = &end{topic: topic}
+			b.ends = append(b.ends, of[topic])
+		}
+	}
+	if len(b.ends) == 1 {
+		e := b.ends[0]
+		e.target, e.err = b.of.lookUp(ctx, e.topic)
+		return of
+	}
+	var lookUps sync.WaitGroup
+	slots := make(chan struct{}, b.of.requests)
+	for _, e := range b.ends {
+		slots <- struct{}{}
+		lookUps.Go(func() {
+			e.target, e.err = b.of.lookUp(ctx, e.topic)
+			<-slots
+		})
+	}
+	lookUps.Wait()
+	return of
 }
 
 func invalid(target, id, fault string) outbox.Result {

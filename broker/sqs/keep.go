@@ -52,14 +52,19 @@ func (s *subscription) tend() {
 	s.lose(gone, ErrLost)
 	s.lose(over, ErrHandlerLimit)
 	var requests sync.WaitGroup
+	slots := make(chan struct{}, settleRequests)
+	// A look must not take longer than what it is to find out may wait.
+	patience := min(answerTimeout, cfg.Visibility/4)
 	for len(due) > 0 {
 		n := min(len(due), maxEntries)
 		part := due[:n]
 		due = due[n:]
+		slots <- struct{}{}
 		requests.Go(func() {
+			defer func() { <-slots }()
 			began := time.Now()
 			var lost []*received
-			for i, ok := range s.changeVisibility(part, cfg.Visibility) {
+			for i, ok := range s.changeVisibility(part, cfg.Visibility, patience) {
 				switch ok {
 				case changed:
 					part[i].until = began.Add(cfg.Visibility)
@@ -108,14 +113,14 @@ const (
 )
 
 // changeVisibility is one request for up to ten messages.
-func (s *subscription) changeVisibility(all []*received, to time.Duration) []changing {
+func (s *subscription) changeVisibility(all []*received, to, patience time.Duration) []changing {
 	in := &awssqs.ChangeMessageVisibilityBatchInput{QueueUrl: s.url, Entries: make([]types.ChangeMessageVisibilityBatchRequestEntry, len(all))}
 	seconds := int32((to + time.Second - 1) / time.Second)
 	for i, r := range all {
 		in.Entries[i] = types.ChangeMessageVisibilityBatchRequestEntry{Id: &entryIDs[i], ReceiptHandle: r.raw.ReceiptHandle, VisibilityTimeout: seconds}
 	}
 	result := make([]changing, len(all))
-	ctx, cancel := context.WithTimeout(context.Background(), answerTimeout)
+	ctx, cancel := context.WithTimeout(context.Background(), patience)
 	defer cancel()
 	var out *awssqs.ChangeMessageVisibilityBatchOutput
 	if err := bounded(ctx, func() (err error) {

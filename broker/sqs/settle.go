@@ -107,7 +107,7 @@ func (s *subscription) nackDelay(r *received) time.Duration {
 func (s *subscription) giveBack(all []*received, delay time.Duration) {
 	for len(all) > 0 {
 		n := min(len(all), maxEntries)
-		s.changeVisibility(all[:n], delay)
+		s.changeVisibility(all[:n], delay, answerTimeout)
 		all = all[n:]
 	}
 }
