@@ -7,6 +7,7 @@ import (
 	"strconv"
 	"strings"
 	"testing"
+	"time"
 
 	"github.com/redis/go-redis/v9"
 
@@ -91,5 +92,30 @@ func TestCluster(t *testing.T) {
 		if n := pendingCount(t, c, topic); n != 0 {
 			t.Errorf("%d entries of stream %s are pending", n, topic)
 		}
+	}
+}
+
+func TestShardsOnACluster(t *testing.T) {
+	noLeaks(t)
+	c := startCluster(t)
+	p := newPublisher(t, PublisherConfig{Client: c, Shards: 8})
+	publishSharded(t, p, "order", 20, 0, 5)
+	s, l := newSubscriber(t, SubscriberConfig{Client: c, Shards: 8, MaxInFlight: 8, ClaimInterval: 20 * time.Millisecond}), newLedger()
+	for ch := subscribe(t, s, "order"); l.done() < 100; {
+		m := receive(t, ch)
+		l.enter(m)
+		l.leave(m, true)
+	}
+	l.check(t, 0)
+	var slots []int64
+	for _, stream := range shardStreams("order", 8) {
+		testkit.Eventually(t, patience, func() bool { return pendingCount(t, c, stream) == 0 }, "all is acknowledged")
+		slots = append(slots, c.ClusterKeySlot(context.Background(), stream).Val()/8192)
+	}
+	if !slices.Contains(slots, 0) || !slices.Contains(slots, 1) {
+		t.Errorf("all shards are on one node: %v", slots)
+	}
+	if lags, err := s.Lag(context.Background()); err != nil || len(lags) != 8 {
+		t.Errorf("lag: %v, %v", lags, err)
 	}
 }

@@ -106,6 +106,7 @@ func (s *subscription) readGroup(ctx context.Context, from string, n int, block 
 
 // own looks through our own pending entries; some says that there were any.
 func (s *subscription) own(ctx context.Context, n int) (entries []*entry, some bool, err error) {
+	s.lookBack()
 	found, err := s.readGroup(ctx, s.ownFrom, n, -1)
 	if err != nil || len(found) == 0 {
 		return nil, false, err
@@ -121,6 +122,7 @@ func (s *subscription) own(ctx context.Context, n int) (entries []*entry, some b
 // MinIdle. They may be of our own name, if their delivery was lost with a
 // connection; what is in flight here is kept fresh.
 func (s *subscription) claim(ctx context.Context, n int) (entries []*entry, some bool, err error) {
+	s.lookBack()
 	var found *redis.XAutoClaimWithDeletedCmd
 	err = s.call(ctx, 0, func(ctx context.Context) error {
 		return runOnce(ctx, s.of.cfg.Client, func(q redis.Pipeliner) {

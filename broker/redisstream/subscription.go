@@ -28,6 +28,8 @@ type subscription struct {
 
 	mu       sync.Mutex
 	held     map[string]struct{} // ids of entries that are in the room, or still to be acknowledged
+	looking  bool                // the reader looks through what may be held
+	dropped  map[string]struct{} // and these have gone meanwhile: its answer may still name them
 	recounts []*entry            // nacked: their counts are to be told to Redis
 	kick     chan struct{}       // cap 1: there are recounts
 
@@ -71,6 +73,7 @@ func newSubscription(ctx context.Context, of *Subscriber, stream, consumer strin
 		of: of, stream: stream, consumer: consumer, lease: l,
 		log:      of.cfg.Logger.With("stream", stream, "group", of.cfg.Group, "consumer", consumer),
 		held:     make(map[string]struct{}),
+		dropped:  make(map[string]struct{}),
 		kick:     make(chan struct{}, 1),
 		ownFirst: true, ownFrom: fromStart, claimFrom: fromStart,
 		backoff: &backoff.ExponentialBackOff{InitialInterval: 50 * time.Millisecond, RandomizationFactor: 0.5,
@@ -147,6 +150,14 @@ func (s *subscription) run(base, reading context.Context) {
 	}
 }
 
+// lookBack says that the next entries to be held are looked for among those that
+// were delivered before.
+func (s *subscription) lookBack() {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	s.looking = true
+}
+
 // hold notes entries that are ours to settle, and returns those that were not
 // noted yet: a look at our own pending entries also finds what we are at.
 func (s *subscription) hold(entries []*entry) []*entry {
@@ -154,11 +165,15 @@ func (s *subscription) hold(entries []*entry) []*entry {
 	defer s.mu.Unlock()
 	fresh := entries[:0]
 	for _, e := range entries {
-		if _, known := s.held[e.id]; !known {
+		_, held := s.held[e.id]
+		_, gone := s.dropped[e.id]
+		if !held && !gone {
 			s.held[e.id] = struct{}{}
 			fresh = append(fresh, e)
 		}
 	}
+	s.looking = false
+	clear(s.dropped)
 	return fresh
 }
 
@@ -168,6 +183,9 @@ func (s *subscription) drop(ids []string) {
 	defer s.mu.Unlock()
 	for _, id := range ids {
 		delete(s.held, id)
+		if s.looking {
+			s.dropped[id] = struct{}{}
+		}
 	}
 }
 
