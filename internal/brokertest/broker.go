@@ -56,9 +56,9 @@ type Broker struct {
 	// Reconnects bounds the time in which a subscriber that has lost its connections
 	// without being told (half-open) must have noticed. Defaults to a minute.
 	Reconnects time.Duration
-	// UnorderedAfterKill says why the server itself may give out messages in another order
-	// once it was killed; then order is not looked at there.
-	UnorderedAfterKill string
+	// Emulated says in what way the server is less than the real service once it was killed;
+	// order is then not looked at there, and a message refused for good is sent again.
+	Emulated string
 	// Idle lists functions whose goroutines a client keeps for the whole process.
 	Idle []string
 	// Skip names cases that this run leaves out, and says why.

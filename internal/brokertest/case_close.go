@@ -33,10 +33,16 @@ func publisherCloses(r *room) (string, error) {
 	var load sync.WaitGroup
 	errs := make(chan error, 8)
 	var first sync.Once
-	published := make(chan struct{})
+	published, over := make(chan struct{}), make(chan struct{})
 	for g := range 4 {
 		load.Go(func() {
-			for n := 1; n < 10_000; n++ {
+			for n := 1; ; n++ {
+				select {
+				case <-over:
+					errs <- errors.New("it goes on after close") // judged below
+					return
+				default:
+				}
 				err := call(closeBy, func() error {
 					return p.Publish(topic, numbered(topic, fmt.Sprintf("key-%d", g), n, 0).Watermill())
 				})
@@ -46,13 +52,13 @@ func publisherCloses(r *room) (string, error) {
 					return
 				}
 			}
-			errs <- errors.New("10,000 messages were published, and it was not closed")
 		})
 	}
 	<-published
 	began := time.Now()
 	err := closes(p)
 	took := time.Since(began)
+	close(over)
 	load.Wait()
 	close(errs)
 	if err != nil {
@@ -98,9 +104,17 @@ func subscriberCloses(r *room) (string, error) {
 		}
 	}
 	deaf := r.subscriber()
-	if _, err := r.subscribe(deaf, topic); err != nil {
+	ch, err := r.subscribe(deaf, topic)
+	if err != nil {
 		return "", err
 	}
+	select {
+	case m := <-ch: // so it reads; and from now on it has the next in its hands
+		m.Ack()
+	case <-time.After(r.b.Patience):
+		return "", errors.New("no message came")
+	}
+	<-time.After(300 * time.Millisecond) // for who would wait for a reader; nobody can see that
 	if err := closes(deaf); err != nil {
 		return "", fmt.Errorf("close with nobody reading: %w", err)
 	}

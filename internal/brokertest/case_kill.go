@@ -23,6 +23,7 @@ func killedServer(r *room) (string, error) {
 		return "", err
 	}
 	s := r.load(r.publisher(), topic, l)
+	s.emulated.Store(r.b.Emulated != "")
 	kills := 1
 	if Long {
 		kills = 5
@@ -43,7 +44,7 @@ func killedServer(r *room) (string, error) {
 		}
 		away = max(away, time.Since(began))
 	}
-	figures, err := s.finish(r, kills, r.b.Capabilities.OrderPerKey == Yes && r.b.UnorderedAfterKill == "")
+	figures, err := s.finish(r, kills, r.b.Capabilities.OrderPerKey == Yes && r.b.Emulated == "")
 	return figuresOf("%s; on the way again %s after the server", figures, away.Round(10*time.Millisecond)), err
 }
 

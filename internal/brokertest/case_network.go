@@ -110,41 +110,51 @@ func deadline(r *room) (string, error) {
 	return figuresOf("ended after %s of %s, sent again %d times, %d repeats", took.Round(time.Millisecond), wait, again, l.repeated()), l.order()
 }
 
-// pipelines: answers that are late must not be waited for one by one.
+// pipelines: answers that are late must not be waited for one by one. What one message takes
+// by itself is measured first: machines differ, and how busy they are.
 func pipelines(r *room) (string, error) {
-	const n, late = 200, 50 * time.Millisecond // 10 s if each is waited for
+	const alone, n, late = 5, 100, 50 * time.Millisecond
 	topic := r.topic()
 	proxy := r.proxy()
-	p := r.publisher(at(proxy.URL()), timeout(quickly))
+	p := r.publisher(at(proxy.URL()), timeout(stuckAfter))
 	l := newLedger()
 	if _, err := r.consume(topic, l.handler(0)); err != nil {
 		return "", err
 	}
-	if results, err := send(p, []*outbox.Message{numbered(topic, "first", 1, 0)}, quickly); err != nil || results[0].Status != outbox.Done {
-		return "", fmt.Errorf("publish: %v %v", err, results)
+	publish := func(msgs []*outbox.Message) (time.Duration, error) {
+		began := time.Now()
+		results, err := send(p, msgs, stuckAfter)
+		if err == nil {
+			err = firstError(results)
+		}
+		return time.Since(began), err
+	}
+	if _, err := publish([]*outbox.Message{numbered(topic, "first", 1, 0)}); err != nil {
+		return "", fmt.Errorf("publish: %w", err)
 	}
 	proxy.Delay(late)
+	var one time.Duration
+	for i := range alone {
+		took, err := publish([]*outbox.Message{numbered(topic, "first", 2+i, 0)})
+		if err != nil {
+			return "", fmt.Errorf("publish: %w", err)
+		}
+		one += took / alone
+	}
 	var msgs []*outbox.Message
 	for i := range n {
 		msgs = append(msgs, numbered(topic, fmt.Sprintf("key-%d", i%40), 1+i/40, 300))
 	}
-	began := time.Now()
-	results, err := send(p, msgs, stuckAfter)
-	took := time.Since(began)
+	took, err := publish(msgs)
 	proxy.Delay(0)
-	figures := figuresOf("%d messages in %s, each answer %s late", n, took.Round(time.Millisecond), late)
+	figures := figuresOf("%d messages in %s, one in %s, each answer %s late", n, took.Round(time.Millisecond), one.Round(time.Millisecond), late)
 	if err != nil {
 		return figures, err
 	}
-	for i, result := range results {
-		if result.Status != outbox.Done {
-			return figures, fmt.Errorf("message %d is %s: %v", i, result.Status, result.Err)
-		}
-	}
-	if err := until(r.b.Patience, func() bool { return l.done() == n+1 }, "all messages to come; %d of %d have", l.done(), n+1); err != nil {
+	if err := until(r.b.Patience, func() bool { return l.done() == 1+alone+n }, "all messages to come; %d of %d have", l.done(), 1+alone+n); err != nil {
 		return figures, err
 	}
-	if took > n*late/2 {
+	if took > n*one/3 {
 		return figures, errors.New("so it waits for every answer")
 	}
 	return figures, nil

@@ -17,7 +17,9 @@ func Exchange(t *testing.T, from, to Broker) {
 	b.Name = from.Name + " to " + to.Name
 	b.Publisher, b.Capabilities.HoldsBack = from.Publisher, from.Capabilities.HoldsBack
 	b.Idle = append(append([]string{}, from.Idle...), to.Idle...)
-	b.Capabilities.OrderPerKey = min(from.Capabilities.OrderPerKey, to.Capabilities.OrderPerKey)
+	if from.Capabilities.OrderPerKey != Yes {
+		b.Capabilities.OrderPerKey = NotAssured
+	}
 	for name, measure := range map[string]func(*room) (string, error){"events": exchange, "relay": underRelay} {
 		t.Run(name, func(t *testing.T) {
 			figures, err := measure(newRoom(t, b))

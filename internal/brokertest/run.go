@@ -32,7 +32,7 @@ var cases = []probe{
 	{name: "too large", says: "a message over the limit is told to be permanent", declared: func(c *Capabilities) *Answer { return &c.TellsTooLarge }, measure: tooLarge},
 	{name: "away", says: "a server that is away is told, soon, and is outbox.ErrUnavailable", declared: func(c *Capabilities) *Answer { return &c.TellsAway }, measure: away},
 	{name: "deadline", says: "a call ends with its deadline while the network stalls", declared: func(c *Capabilities) *Answer { return &c.Deadline }, measure: deadline},
-	{name: "pipelines", says: "200 messages of one call do not take 200 round trips", declared: func(c *Capabilities) *Answer { return &c.Pipelines }, measure: pipelines},
+	{name: "pipelines", says: "100 messages of one call do not take 100 round trips", declared: func(c *Capabilities) *Answer { return &c.Pipelines }, measure: pipelines},
 	{name: "order", says: "order per key, one consumer, a tenth nacked", declared: func(c *Capabilities) *Answer { return &c.OrderPerKey }, measure: order},
 	{name: "in flight", says: "64 messages in flight, where 64 are asked for", declared: func(c *Capabilities) *Answer { return &c.InFlight }, measure: inFlight},
 	{name: "members", says: "order per key over 2 to 4 consumers that come and go", declared: func(c *Capabilities) *Answer { return &c.OrderOverMembers }, measure: members},

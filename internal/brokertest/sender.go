@@ -69,6 +69,8 @@ type load struct {
 	batch     int
 	timeout   time.Duration
 
+	emulated atomic.Bool // Broker.Emulated: what is refused for good is sent again
+
 	cancel context.CancelFunc
 	giveUp atomic.Pointer[time.Time] // set with cancel: until when the rest is tried
 	ended  chan struct{}
@@ -130,7 +132,7 @@ func (s *load) run(ctx context.Context) error {
 			switch {
 			case result.Status == outbox.Done && failed[pending[i].Key]:
 				return fmt.Errorf("message %d of key %s is done, though an earlier one of the same call is not", pending[i].LogID, pending[i].Key)
-			case result.Status == outbox.Permanent:
+			case result.Status == outbox.Permanent && !s.emulated.Load():
 				return fmt.Errorf("publish message %d of key %s: %w", pending[i].LogID, pending[i].Key, result.Err)
 			case result.Status == outbox.Done:
 				s.accepted.Add(1)

@@ -66,9 +66,9 @@ func Server() brokertest.Broker {
 		NewTopic: func(t testing.TB, address string) string {
 			return newQueue(t, address, testkit.Name(t), map[string]string{})
 		},
-		UnorderedAfterKill: "ElasticMQ reads what it has kept in no particular order",
-		LargestPayload:     700 << 10, // of 1 MiB, in base 64
-		TooLarge:           1<<20 + 1,
+		Emulated:       "ElasticMQ reads what it has kept in no particular order, and before it has done so it answers that there is no queue",
+		LargestPayload: 700 << 10, // of 1 MiB, in base 64
+		TooLarge:       1<<20 + 1,
 		// It says that its body is in an encoding that nobody knows.
 		Foreign: func(t testing.TB, address, topic string) {
 			client := Client(brokertest.Options{Address: address, OnEnd: t.Cleanup})
