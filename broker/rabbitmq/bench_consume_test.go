@@ -11,13 +11,13 @@ import (
 	"github.com/postbus/postbus/outbox"
 )
 
-// 20,000 messages of 600 bytes and 1,000 keys, a no-op handler, single acks: the
+// 5,000 messages of 600 bytes and 1,000 keys, a no-op handler, single acks: the
 // raw client, the raw client carried through Watermill's contract one by one, and
 // ours. One run, side by side:
 //
-//	go test ./broker/rabbitmq -run - -bench Consume -benchtime 3x
+//	go test ./broker/rabbitmq -run - -bench Consume -benchtime 5x
 func BenchmarkConsume(b *testing.B) {
-	const n = 20_000
+	const n = 5_000
 	q := Queue{Name: testkit.Name(b), Type: Classic, NoDeadLetterLosesMessages: true}
 	declare(b, Topology{Queues: []Queue{q}})
 	p := newPublisher(b, PublisherConfig{Kind: DefaultExchange})

@@ -24,7 +24,7 @@ func TestPublishBatch(t *testing.T) {
 			declare(t, Topology{Queues: []Queue{{Name: q, Type: typ}}})
 			p := newPublisher(t, PublisherConfig{Kind: DefaultExchange})
 			var msgs []*outbox.Message
-			for n := range 30 {
+			for n := range 12 {
 				for k := range 10 {
 					msgs = append(msgs, outboxMessage(q, fmt.Sprint("key ", k), n))
 				}
