@@ -15,6 +15,7 @@
 //		Client:   client,
 //		Group:    "billing",
 //		Consumer: os.Getenv("POD_NAME"), // the same after a restart; may be left out
+//		// MaxInFlight: 64 by default, of different partition keys
 //	})
 //	router, err := handlers.NewRouter(subscriber, handlers.Config{...})
 //
@@ -30,11 +31,19 @@
 //	removed, err := redisstream.Trim(ctx, client, "order", redisstream.Approximately())
 //
 // One topic is one stream; its name is the topic's. In a Redis Cluster that is
-// one slot, on one node. The server must be Redis 7.0 or newer: an older one
-// answers XAUTOCLAIM with a null for an entry that was trimmed. An ACL user of a publisher needs EVAL, EVALSHA and
-// XADD; one of a subscriber those two and XREADGROUP, XACK, XCLAIM, XAUTOCLAIM,
-// XPENDING, XGROUP and, with FromNow, XINFO; one of Dedup SET, GET, DEL, EVAL and
-// EVALSHA; one of Trim EVAL, XINFO, XPENDING and XTRIM.
+// one slot, on one node. With Shards, the same on both sides, a topic is several
+// streams (ShardStream), its keys divided among them and each read by one consumer
+// at a time: more consumers, on more nodes, with each key in order. Topology
+// creates streams and groups beforehand, Subscriber.Lag says how far a group is
+// behind.
+//
+// The server must be Redis 7.0 or newer: an older one answers XAUTOCLAIM with a
+// null for an entry that was trimmed. An ACL user of a publisher needs EVAL,
+// EVALSHA and XADD, and with WaitReplicas WAIT; one of a subscriber EVAL, EVALSHA,
+// SCRIPT, XREADGROUP, XACK, XCLAIM, XAUTOCLAIM, XPENDING, XGROUP and, with FromNow, XINFO; with
+// Shards also XREAD, XINFO, GET, SET, DEL, PEXPIRE, TIME, ZADD, ZREM,
+// ZREMRANGEBYSCORE and ZRANGE; for Lag XINFO, XPENDING, XRANGE and TIME; one of Dedup SET,
+// GET, DEL, EVAL and EVALSHA; one of Trim EVAL, XINFO, XPENDING and XTRIM.
 //
 // # Guarantees
 //
@@ -57,25 +66,29 @@
 //     TestPublishBatchConnectionRefused, TestJudge
 //  6. The wire format is that of watermill-redisstream v1.4.5, both ways.
 //     TestStockSubscriberReadsOurs, TestWeReadStockPublishers, TestMetadataRoundTrip
-//  7. A single consumer gets the entries of a stream in order; one that was
-//     nacked comes again before any other. TestSubscriberDeliversInOrder,
+//  7. A single consumer hands over the entries of each partition key in order, one
+//     at a time; one that was nacked comes again before any other of its key. With
+//     MaxInFlight 1 that holds for the stream as a whole.
+//     TestManyInFlightKeepTheOrderOfEachKey, TestSubscriberDeliversInOrder,
 //     TestNackComesAgainFirst
 //  8. No entry is lost: not by a consumer that is killed, nor by one that
 //     restarts under its name, an answer that is lost, a server that is killed
 //     and comes back with its data. TestKilledConsumersEntryIsClaimed,
 //     TestRestartedConsumerGetsItsOwnFirst, TestLostReplyOfReadLosesNothing,
-//     TestServerKilledInMidRun, TestTrimmedInFlight
-//  9. An entry whose handler is slow is not handled by anybody else meanwhile.
-//     TestSlowHandlerRunsOnce. Should it be taken all the same (this process had
-//     been stopped), the handler's context says so. TestClaimedAwayCancelsTheHandler
+//     TestLostReplyOfReadOfMany, TestServerKilledInMidRun, TestTrimmedInFlight
+//  9. An entry whose handler is slow, or that waits for one, is not handled by
+//     anybody else meanwhile. TestSlowHandlerRunsOnce, TestSlowHandlersOfManyRunOnce.
+//     Should it be taken all the same (this process had been stopped), the
+//     handler's context says so. TestClaimedAwayCancelsTheHandler, TestClaimedAwayOfMany
 //  10. An entry that cannot be read is handed over as a message with
 //     HeaderUndecodable and stops nobody. TestUndecodableEntryIsHandedOver, FuzzDecode
 //  11. A stream or group that was removed is created again, and loses nothing of
 //     what the stream holds. TestLostGroupIsHealed, TestSubscribeFromNow
-//  12. Close acknowledges what the handler in flight has done and gives back the
-//     rest at once. It may be called at any time, any number of times; no
+//  12. Close acknowledges what the handlers in flight have done and gives back the
+//     rest at once, also what was read ahead. It may be called at any time, any number of times; no
 //     goroutine outlives it, except for a handler that never returns.
-//     TestCloseWaitsForTheHandler, TestCloseGivesBack, TestCloseGivesUpOnStuckHandler,
+//     TestCloseWaitsForTheHandler, TestCloseGivesBack,
+//     TestCloseGivesBackWhatWasReadAhead, TestCloseGivesUpOnStuckHandler,
 //     TestCloseAtAnyTime, TestRouterCloseRepeatsNothing
 //  13. All of it on a Redis Cluster too. TestCluster
 //  14. Your client is never closed. TestPublish, TestCloseAtAnyTime
@@ -95,6 +108,16 @@
 //     groups, and holds Redis up for no more than some 10,000 entries at a time.
 //     TestTrimGoesInSteps, TestTrimRefuses, TestTrimTellsALostReply
 //  20. Dedup and Trim on a Redis Cluster too. TestDedupAndTrimOnACluster
+//  21. With Shards each key stays in order, and nothing is lost, while consumers come
+//     and go: a shard is read by whoever has its lease, and what his predecessor held
+//     comes first. TestShardsAreHandedOver, TestKilledMembersShardsAreTakenOver.
+//     Whoever has lost a lease gets nothing more of that shard, and his handlers'
+//     contexts say so. TestLostLeaseStopsItsReader. On a Redis Cluster too.
+//     TestShardsOnACluster
+//  22. With WaitReplicas a message is outbox.Done only when so many replicas have
+//     confirmed it. TestWaitReplicas
+//  23. Lag counts what a group has not acknowledged, and says how old it is. TestLag
+//  24. Declaring a topology changes nothing that exists. TestTopology
 //
 // # Not promised
 //
@@ -102,7 +125,12 @@
 //     added and acknowledged, and brings back acknowledged ones. How much a crash
 //     of a single server loses is its appendfsync.
 //   - Order over several consumers of a group, or over a take-over of a dead
-//     consumer's entries: others may have gone on with later ones.
+//     consumer's entries, without Shards: others may have gone on with later ones.
+//   - Order among messages without a partition key, when more than one may be in flight.
+//   - One reader of a shard while a process is frozen: it wakes up with handlers that
+//     may take a moment to see that their context has ended, and those who do not
+//     look at it run to their end. What such a handler acks is not heard.
+//   - Keys in order while Shards changes: another number moves them to other streams.
 //   - Exactly once: an outbox.Unknown message that is sent again may stand in the
 //     stream twice, under two entry ids and one message UUID.
 //   - Room by itself: a stream grows until you call Trim. Never set MAXLEN, which
