@@ -102,7 +102,9 @@ func TestSubscriberCloseAtAnyTime(t *testing.T) {
 		t.Errorf("before use: %v", err)
 	}
 	// Under load, by several, twice.
-	s := newSubscriber(t, SubscriberConfig{Client: c})
+	var log logged
+	defer func() { t.Log(log.String()) }()
+	s := newSubscriber(t, SubscriberConfig{Client: c, Logger: log.logger()})
 	handled := map[string]bool{}
 	var mu sync.Mutex
 	var work sync.WaitGroup

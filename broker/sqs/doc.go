@@ -11,7 +11,7 @@
 //	client := awssqs.NewFromConfig(cfg)       // aws-sdk-go-v2/service/sqs
 //
 //	topology := sqs.Topology{Queues: []sqs.Queue{{Name: "order.fifo", HighThroughput: true}}}
-//	err = topology.Declare(ctx, sqs.ClientsOf{SQS: client}) // or Check, where others declare
+//	err = topology.Declare(ctx, sqs.Clients{SQS: client}) // or Check, where others declare
 //
 //	publisher, err := sqs.NewPublisher(sqs.PublisherConfig{Client: client, QueueName: sqs.FIFOQueueName})
 //	relay, err := outbox.NewRelay(pool, publisher, outbox.RelayConfig{Name: "sqs"})

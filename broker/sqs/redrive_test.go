@@ -26,7 +26,7 @@ func TestDeadLetterAndRedrive(t *testing.T) {
 	queue := uniqueName(t) + ".fifo"
 	dead := DeadLetterName(queue)
 	removeQueues(t, c, queue, dead)
-	if err := (Topology{Queues: []Queue{{Name: queue}}}).Declare(ctx, ClientsOf{SQS: c, Logger: quiet()}); err != nil {
+	if err := (Topology{Queues: []Queue{{Name: queue}}}).Declare(ctx, Clients{SQS: c, Logger: quiet()}); err != nil {
 		t.Fatal(err)
 	}
 	p := newPublisher(t, PublisherConfig{Client: c})

@@ -2,6 +2,7 @@ package sqs
 
 import (
 	"context"
+	"slices"
 	"sync"
 	"time"
 
@@ -19,7 +20,7 @@ const (
 	ackLinger = 20 * time.Millisecond
 	// settleRequests is how many requests to delete or give back are under way at once.
 	settleRequests = 8
-	// settlePatience is how long a request to delete is tried again.
+	// settlePatience is how long a request to delete or give back is tried again.
 	settlePatience = 15 * time.Second
 )
 
@@ -102,40 +103,51 @@ func (s *subscription) nackDelay(r *received) time.Duration {
 	return min(d, cfg.MaxNackDelay)
 }
 
-// giveBack makes messages visible after delay. If SQS does not answer, that happens
-// by itself, when their visibility is over.
+// giveBack makes messages visible after delay. What SQS does not answer for becomes
+// visible by itself, when its visibility is over.
 func (s *subscription) giveBack(all []*received, delay time.Duration) {
-	for len(all) > 0 {
-		n := min(len(all), maxEntries)
-		s.changeVisibility(all[:n], delay, answerTimeout)
-		all = all[n:]
+	for part := range slices.Chunk(all, maxEntries) {
+		s.insist(part, "messages could not be given back; they are hidden from all until their visibility is over", func(part []*received) (rest []*received) {
+			for i, result := range s.changeVisibility(part, delay, answerTimeout) {
+				if result == unanswered {
+					rest = append(rest, part[i])
+				}
+			}
+			return rest
+		})
 	}
 }
 
-// delete removes up to ten handled messages from the queue. What cannot be
-// deleted is delivered again.
-func (s *subscription) delete(all []*received) {
+// insist tries a request again for those of its messages that are not settled by
+// it, for some time, which is shorter at the stop.
+func (s *subscription) insist(all []*received, givenUp string, try func([]*received) (rest []*received)) {
 	pauses := &backoff.ExponentialBackOff{InitialInterval: 100 * time.Millisecond, RandomizationFactor: 0.5, Multiplier: 2, MaxInterval: 2 * time.Second}
 	giveUp := time.Now().Add(settlePatience)
-	for len(all) > 0 {
-		rest, lost := s.deleteOnce(all)
-		if lost > 0 {
-			s.log.Warn("messages were handled and could not be deleted, since they had become visible again; they are delivered again", "messages", lost)
-		}
-		all = rest
-		if len(all) == 0 {
+	for {
+		if all = try(all); len(all) == 0 {
 			return
 		}
 		if s.stopping() {
 			giveUp = earlier(giveUp, time.Now().Add(2*answerTimeout))
 		}
 		if time.Now().After(giveUp) {
-			s.log.Warn("messages were handled and could not be deleted; they are delivered again", "messages", len(all))
+			s.log.Warn(givenUp, "messages", len(all))
 			return
 		}
-		t := time.NewTimer(pauses.NextBackOff())
-		<-t.C
+		<-time.After(pauses.NextBackOff())
 	}
+}
+
+// delete removes up to ten handled messages from the queue. What cannot be
+// deleted is delivered again.
+func (s *subscription) delete(all []*received) {
+	s.insist(all, "messages were handled and could not be deleted; they are delivered again", func(all []*received) []*received {
+		rest, lost := s.deleteOnce(all)
+		if lost > 0 {
+			s.log.Warn("messages were handled and could not be deleted, since they had become visible again; they are delivered again", "messages", lost)
+		}
+		return rest
+	})
 }
 
 func earlier(a, b time.Time) time.Time {

@@ -264,7 +264,7 @@ func (s *Subscriber) Close() error {
 		s.live.Wait()
 		close(done)
 	}()
-	patience := time.NewTimer(max(s.cfg.CloseTimeout+closeGrace, s.cfg.WaitTime+answerTimeout) + 3*answerTimeout)
+	patience := time.NewTimer(max(s.cfg.CloseTimeout+closeGrace, s.cfg.WaitTime+2*answerTimeout) + 4*answerTimeout)
 	defer patience.Stop()
 	select {
 	case <-done:

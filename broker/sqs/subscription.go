@@ -237,7 +237,7 @@ func (s *subscription) receive(attempt *string) ([]*received, error) {
 		}
 		in.ReceiveRequestAttemptId = aws.String(*attempt)
 	}
-	ctx, cancel := context.WithTimeout(context.Background(), cfg.WaitTime+answerTimeout)
+	ctx, cancel := context.WithTimeout(context.Background(), cfg.WaitTime+2*answerTimeout) // what is broken off may take messages with it
 	defer cancel()
 	began := time.Now()
 	var out *awssqs.ReceiveMessageOutput

@@ -71,9 +71,9 @@ const (
 	allowSID               = "postbus-sns"
 )
 
-// ClientsOf are what a Topology is declared and checked with. SNS may be nil if there are no
+// Clients are what a Topology is declared and checked with. SNS may be nil if there are no
 // topics. Logger is told what was made and what to watch; nil is slog.Default().
-type ClientsOf struct {
+type Clients struct {
 	SQS    *awssqs.Client
 	SNS    *awssns.Client
 	Logger *slog.Logger
@@ -238,22 +238,22 @@ func (t Topology) Describe() string {
 // send. What exists with other attributes is not changed: the error, which wraps
 // ErrDiffers, says which in a sentence for each. It needs sqs:CreateQueue and the rights of
 // Check, and for topics sns:CreateTopic, sns:Subscribe and sqs:SetQueueAttributes.
-func (t Topology) Declare(ctx context.Context, with ClientsOf) error { return t.apply(ctx, with, true) }
+func (t Topology) Declare(ctx context.Context, with Clients) error { return t.apply(ctx, with, true) }
 
 // Check makes and changes nothing: it says what is missing (ErrNoQueue) or other
 // than described (ErrDiffers), all of it together. It needs sqs:GetQueueUrl and
 // sqs:GetQueueAttributes, and for topics sns:GetTopicAttributes,
 // sns:ListSubscriptionsByTopic and sns:GetSubscriptionAttributes.
-func (t Topology) Check(ctx context.Context, with ClientsOf) error { return t.apply(ctx, with, false) }
+func (t Topology) Check(ctx context.Context, with Clients) error { return t.apply(ctx, with, false) }
 
-func (t Topology) apply(ctx context.Context, with ClientsOf, create bool) error {
+func (t Topology) apply(ctx context.Context, with Clients, create bool) error {
 	t, err := t.withDefaults()
 	if err != nil {
 		return err
 	}
-	w := worker{ClientsOf: with, create: create, arns: make(map[string]string), urls: make(map[string]string)}
+	w := worker{Clients: with, create: create, arns: make(map[string]string), urls: make(map[string]string)}
 	if w.SQS == nil && len(t.Queues) > 0 || w.SNS == nil && len(t.Topics) > 0 {
-		return fmt.Errorf("sqs.Topology: %w: a client is missing: give ClientsOf.SQS for queues and ClientsOf.SNS for topics", ErrInvalidConfig)
+		return fmt.Errorf("sqs.Topology: %w: a client is missing: give Clients.SQS for queues and Clients.SNS for topics", ErrInvalidConfig)
 	}
 	if w.Logger == nil {
 		w.Logger = slog.Default()
@@ -276,7 +276,7 @@ func (t Topology) apply(ctx context.Context, with ClientsOf, create bool) error 
 
 // worker declares or checks.
 type worker struct {
-	ClientsOf
+	Clients
 	create     bool
 	arns, urls map[string]string // of queues
 }

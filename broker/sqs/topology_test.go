@@ -42,7 +42,7 @@ func TestTopologyOfQueues(t *testing.T) {
 			removeQueues(t, c, standard, fifo, DeadLetterName(standard), DeadLetterName(fifo))
 			topology := Topology{Queues: []Queue{{Name: standard, Retention: 24 * time.Hour}, {Name: fifo, MaxReceiveCount: 10, HighThroughput: true}}}
 			var log logged
-			with := ClientsOf{SQS: c, Logger: log.logger()}
+			with := Clients{SQS: c, Logger: log.logger()}
 			if err := topology.Check(ctx, with); !errors.Is(err, ErrNoQueue) || strings.Count(err.Error(), "it does not exist") != 4 {
 				t.Fatalf("nothing is there: %v", err)
 			}
@@ -94,7 +94,7 @@ FIFO SNS topic order.fifo: messages up to 262144 bytes, raw copies to billing.fi
 			{Name: "y", DeadLetter: "y.fifo", NoDeadLetter: true, Visibility: 13 * time.Hour, MaxMessageBytes: 1}, {Name: "y"}},
 		Topics: []SNSTopic{{Name: "t", ARNPrefix: "here", Queues: []string{"none", "z.fifo"}, MaxMessageBytes: -1}},
 	}
-	err := bad.Declare(context.Background(), ClientsOf{})
+	err := bad.Declare(context.Background(), Clients{})
 	if !errors.Is(err, ErrInvalidConfig) {
 		t.Fatal(err)
 	}
@@ -107,7 +107,7 @@ FIFO SNS topic order.fifo: messages up to 262144 bytes, raw copies to billing.fi
 	if text := bad.Describe(); text != err.Error() {
 		t.Errorf("it describes:\n%s", text)
 	}
-	if err := (Topology{Queues: []Queue{{Name: "q"}}}).Check(context.Background(), ClientsOf{}); !errors.Is(err, ErrInvalidConfig) {
+	if err := (Topology{Queues: []Queue{{Name: "q"}}}).Check(context.Background(), Clients{}); !errors.Is(err, ErrInvalidConfig) {
 		t.Error(err)
 	}
 }
@@ -156,7 +156,7 @@ func TestSNSFanOut(t *testing.T) {
 				topics.DeleteTopic(ctx, &awssns.DeleteTopicInput{TopicArn: aws.String(account + ":" + name)})
 			}
 		})
-		with := ClientsOf{SQS: queues, SNS: topics, Logger: quiet()}
+		with := Clients{SQS: queues, SNS: topics, Logger: quiet()}
 		p, err := NewSNSPublisher(SNSPublisherConfig{Client: topics, ARNPrefix: account})
 		if err != nil {
 			t.Fatal(err)
