@@ -99,8 +99,17 @@ func (c *Child) Kill9() {
 }
 
 // Stop freezes the child with SIGSTOP: it keeps its connections and its locks,
-// and does nothing. See Cont.
-func (c *Child) Stop() { c.Signal(syscall.SIGSTOP) }
+// and does nothing from now on. A child that has gone is no error. See Cont.
+func (c *Child) Stop() {
+	c.t.Helper()
+	id, err := process.Identify(c.PID())
+	if err == nil {
+		err = id.Freeze(30 * time.Second)
+	}
+	if err != nil && !errors.Is(err, os.ErrProcessDone) && !errors.Is(err, os.ErrNotExist) {
+		c.t.Errorf("freeze child %q: %v", c.name, err)
+	}
+}
 
 // Cont lets a stopped child go on, unaware of the time that has passed.
 func (c *Child) Cont() { c.Signal(syscall.SIGCONT) }

@@ -86,18 +86,27 @@ func (b *PrivateBroker) end(sig syscall.Signal) {
 
 // Stop freezes it with SIGSTOP: it keeps its connections, the kernel takes what
 // is sent to it and opens new ones for it, and nothing is answered. See Cont.
-func (b *PrivateBroker) Stop() { b.signal(syscall.SIGSTOP) }
+func (b *PrivateBroker) Stop() {
+	b.t.Helper()
+	b.mustRun("freeze")
+	if err := b.proc.Freeze(30 * time.Second); err != nil {
+		b.t.Fatalf("freeze a private %s: %v", b.name, err)
+	}
+}
 
 // Cont lets a frozen broker go on, unaware of the time that has passed.
-func (b *PrivateBroker) Cont() { b.signal(syscall.SIGCONT) }
+func (b *PrivateBroker) Cont() {
+	b.t.Helper()
+	b.mustRun("thaw")
+	if err := b.proc.Signal(syscall.SIGCONT); err != nil {
+		b.t.Fatalf("thaw a private %s: %v", b.name, err)
+	}
+}
 
-func (b *PrivateBroker) signal(sig syscall.Signal) {
+func (b *PrivateBroker) mustRun(to string) {
 	b.t.Helper()
 	if b.proc == nil {
-		b.t.Fatalf("send %s to a private %s: it does not run", sig, b.name)
-	}
-	if err := b.proc.Signal(sig); err != nil {
-		b.t.Fatalf("send %s to a private %s: %v", sig, b.name, err)
+		b.t.Fatalf("%s a private %s: it does not run", to, b.name)
 	}
 }
 
