@@ -53,5 +53,5 @@ func (b *sqsBroker) topology(topics []string) (t sqs.Topology) {
 }
 
 func (b *sqsBroker) Declare(ctx context.Context, topics []string) error {
-	return b.topology(topics).Declare(ctx, sqs.ClientsOf{SQS: b.client, Logger: slog.New(slog.DiscardHandler)})
+	return b.topology(topics).Declare(ctx, sqs.Clients{SQS: b.client, Logger: slog.New(slog.DiscardHandler)})
 }
