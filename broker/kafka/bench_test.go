@@ -3,10 +3,14 @@ package kafka
 import (
 	"context"
 	"strconv"
+	"syscall"
 	"testing"
+	"time"
 
+	"github.com/ThreeDotsLabs/watermill/message"
 	"github.com/twmb/franz-go/pkg/kgo"
 
+	"github.com/postbus/postbus/internal/testkit"
 	"github.com/postbus/postbus/outbox"
 )
 
@@ -89,4 +93,93 @@ func BenchmarkPublish(b *testing.B) {
 		}
 		return client.ProduceSync(ctx, records...).FirstErr()
 	})
+}
+
+// 100,000 events of 600 bytes and a handler that does nothing: ours, and
+// franz-go's poll loop carried through the same contract, which is a Watermill
+// message through a channel, its ack, and a commit of what is acked, one message
+// at a time per partition of four. One run, side by side:
+//
+//	go test ./broker/kafka -run - -bench Consume -benchtime 3x
+func BenchmarkConsume(b *testing.B) {
+	const n = 100_000
+	c := shared(b)
+	topic := newTopic(b, admin(b, c), 4)
+	p := newPublisher(b, PublisherConfig{Cluster: c})
+	msgs := outboxMessages(topic, "k", 1000)
+	for i, m := range msgs {
+		m.Key = "key " + strconv.Itoa(i)
+		m.Payload = make([]byte, 600)
+	}
+	for range n / len(msgs) {
+		publishAll(b, p, msgs)
+	}
+	b.Run("ours", func(b *testing.B) {
+		b.ReportAllocs()
+		var took time.Duration // from the first to the last
+		used := cpu(b)
+		for b.Loop() {
+			s := newSubscriber(b, SubscriberConfig{Cluster: c})
+			ch := subscribe(b, s, topic)
+			(<-ch).Ack()
+			began := time.Now()
+			for range n - 1 {
+				(<-ch).Ack()
+			}
+			took += time.Since(began)
+			if err := s.Close(); err != nil {
+				b.Fatal(err)
+			}
+		}
+		b.ReportMetric(float64(b.N*n)/took.Seconds(), "events/s")
+		b.ReportMetric(float64(cpu(b)-used)/float64(b.N*n), "cpu-ns/event")
+	})
+	b.Run("raw", func(b *testing.B) {
+		b.ReportAllocs()
+		var took time.Duration
+		used := cpu(b)
+		for b.Loop() {
+			client, err := kgo.NewClient(c.options(kgo.ConsumerGroup(testkit.Name(b)), kgo.ConsumeTopics(topic), kgo.DisableAutoCommit())...)
+			if err != nil {
+				b.Fatal(err)
+			}
+			var began time.Time
+			out := make(chan *message.Message)
+			go func() {
+				for m := range out {
+					m.Ack()
+				}
+			}()
+			for got := 0; got < n; {
+				fetches := client.PollRecords(context.Background(), pollRecords)
+				if began.IsZero() {
+					began = time.Now()
+				}
+				fetches.EachRecord(func(r *kgo.Record) {
+					m := messageOf(taken{r, newPart(r.Partition)}, 1)
+					out <- m
+					<-m.Acked()
+					got++
+				})
+				if err := client.CommitRecords(context.Background(), fetches.Records()...); err != nil {
+					b.Fatal(err)
+				}
+			}
+			took += time.Since(began)
+			close(out)
+			client.Close()
+		}
+		b.ReportMetric(float64(b.N*n)/took.Seconds(), "events/s")
+		b.ReportMetric(float64(cpu(b)-used)/float64(b.N*n), "cpu-ns/event")
+	})
+}
+
+// cpu is what this process has used: true also on a machine that does much else.
+func cpu(b *testing.B) time.Duration {
+	b.Helper()
+	var u syscall.Rusage
+	if err := syscall.Getrusage(syscall.RUSAGE_SELF, &u); err != nil {
+		b.Fatal(err)
+	}
+	return time.Duration(u.Utime.Nano() + u.Stime.Nano())
 }

@@ -60,12 +60,13 @@ type SubscriberConfig struct {
 	// records of a partition come in its order.
 	MaxInFlight int
 
-	// MaxBuffered bounds the records that a subscription has read and not settled;
-	// each of its partitions may have an equal share, and is not read further
-	// while it is full. Defaults to 4,096, at least MaxInFlight.
+	// MaxBuffered bounds the records that a subscription has read and not settled.
+	// A partition that fills that room and does not move on is read no further, and
+	// does not count for the others any more. Defaults to 4,096, at least MaxInFlight.
 	MaxBuffered int
 
-	// MaxBufferedBytes bounds their memory in the same way. Defaults to 64 MiB.
+	// MaxBufferedBytes bounds their memory in the same way, and by four times as
+	// much whatever happens; one poll may bring more. Defaults to 64 MiB.
 	MaxBufferedBytes int
 
 	// NackDelay is the pause before a record that was nacked is handed over again,

@@ -32,6 +32,7 @@ type subscription struct {
 	ends   kadm.ListedOffsets // at the start, for FromNow
 
 	dirty chan struct{} // capacity 1: there is something to commit
+	freed chan struct{} // capacity 1: records have left the room
 
 	collecting sync.Mutex
 	results    []inflight.Result[taken]
@@ -60,6 +61,7 @@ type part struct {
 	top    atomic.Int64 // the highest offset that was handed over; -1: none
 	open   int          // records in the room
 	bytes  int          // their sizes
+	moved  bool         // something of it was settled since awaitRoom has looked
 	paused bool         // it is full
 }
 
@@ -94,6 +96,7 @@ func newSubscription(s *Subscriber, topic string, base context.Context) *subscri
 			CloseCause:   ErrCloseTimeout,
 		}),
 		dirty:   make(chan struct{}, 1),
+		freed:   make(chan struct{}, 1),
 		parts:   make(map[int32]*part),
 		backoff: &backoff.ExponentialBackOff{InitialInterval: 50 * time.Millisecond, RandomizationFactor: 0.5, Multiplier: 2, MaxInterval: 5 * time.Second},
 	}
@@ -224,8 +227,8 @@ func (s *subscription) run(reading context.Context) {
 }
 
 func (s *subscription) read(reading context.Context) {
-	for reading.Err() == nil {
-		fetches := s.client.PollRecords(reading, pollRecords)
+	for s.awaitRoom(reading) {
+		fetches := s.client.PollRecords(reading, s.atOnce())
 		if reading.Err() != nil || fetches.IsClientClosed() {
 			s.client.AllowRebalance()
 			return
@@ -241,8 +244,6 @@ func (s *subscription) take(fetches kgo.Fetches) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	var deliveries []inflight.Delivery[taken]
-	var full []int32
-	share, bytes := s.share()
 	fetches.EachPartition(func(f kgo.FetchTopicPartition) {
 		p := s.parts[f.Partition]
 		if p == nil || len(f.Records) == 0 {
@@ -255,21 +256,93 @@ func (s *subscription) take(fetches kgo.Fetches) {
 			p.bytes += size
 			deliveries = append(deliveries, inflight.Delivery[taken]{Key: keyOf(r), Size: size, Token: taken{r, p}})
 		}
-		if !p.paused && (p.open >= share || p.bytes >= bytes) {
-			p.paused = true
-			full = append(full, p.number)
-		}
 	})
-	if len(full) > 0 {
-		s.client.PauseFetchPartitions(map[string][]int32{s.topic: full})
-	}
 	s.room.Add(deliveries) // an error means that we are closing: it is not committed
 }
 
-// share is what each partition may have in the room.
-func (s *subscription) share() (records, bytes int) {
-	n := max(len(s.parts), 1)
-	return max(s.of.cfg.MaxBuffered/n, s.of.cfg.MaxInFlight), max(s.of.cfg.MaxBufferedBytes/n, 1)
+// awaitRoom waits until there is room for what a poll may bring. It returns
+// false if reading is over.
+//
+// What is not polled franz-go keeps. To pause a partition costs more: what it has of
+// it is thrown away, and fetched again later. So that is for partitions that
+// have filled the room and do not move on, so that the others do not stand still
+// behind a handler that does.
+func (s *subscription) awaitRoom(reading context.Context) bool {
+	const stuckAfter = 250 * time.Millisecond
+	var timer *time.Timer
+	for !s.roomy() {
+		if timer == nil {
+			timer = time.NewTimer(stuckAfter)
+			defer timer.Stop()
+		}
+		select {
+		case <-s.freed:
+		case <-timer.C:
+			s.pauseFull()
+			timer.Reset(stuckAfter)
+		case <-reading.Done():
+			return false
+		}
+	}
+	return reading.Err() == nil
+}
+
+func (s *subscription) roomy() bool {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	var moving, all room
+	for _, p := range s.parts {
+		all.add(p)
+		if !p.paused {
+			moving.add(p)
+		}
+	}
+	return moving.under(s.bound()) && all.bytes < pausedFactor*s.of.cfg.MaxBufferedBytes
+}
+
+// pausedFactor: so many times MaxBufferedBytes may be in the room, with what is paused.
+const pausedFactor = 4
+
+// room is how much of it is taken.
+type room struct{ records, bytes int }
+
+func (r *room) add(p *part)       { r.records, r.bytes = r.records+p.open, r.bytes+p.bytes }
+func (r room) under(of room) bool { return r.records < of.records && r.bytes < of.bytes }
+func (r room) half() room         { return room{(r.records + 1) / 2, (r.bytes + 1) / 2} }
+
+func (s *subscription) share() room { return s.bound().part(max(len(s.parts), 1)) }
+
+// bound is what may be in the room before the next poll.
+func (s *subscription) bound() room {
+	cfg := &s.of.cfg
+	return room{max(cfg.MaxBuffered-s.atOnce(), 1), cfg.MaxBufferedBytes}
+}
+
+// atOnce is how many records a poll brings at most.
+func (s *subscription) atOnce() int { return min(pollRecords, max(s.of.cfg.MaxBuffered/4, 1)) }
+
+func (r room) part(n int) room { return room{max(r.records/n, 1), max(r.bytes/n, 1)} }
+
+// pauseFull pauses the partitions that have more than their share in the room and
+// of which nothing has been settled since the last time, if there are others.
+func (s *subscription) pauseFull() {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	share := s.share()
+	var full []int32
+	for n, p := range s.parts {
+		if held := (room{p.open, p.bytes}); !p.paused && !p.moved && !held.under(share) {
+			full = append(full, n)
+		}
+		p.moved = false
+	}
+	if len(full) == 0 || len(full) == len(s.parts) {
+		return
+	}
+	for _, n := range full {
+		s.parts[n].paused = true
+	}
+	s.client.PauseFetchPartitions(map[string][]int32{s.topic: full})
 }
 
 // note moves the marks by what was handled, until the room is closed.
@@ -296,7 +369,7 @@ func (s *subscription) collect() {
 func (s *subscription) settle(results []inflight.Result[taken]) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
-	share, bytes := s.share()
+	enough := s.share().half()
 	var freed []int32
 	for _, r := range results {
 		p := r.Token.part
@@ -305,14 +378,19 @@ func (s *subscription) settle(results []inflight.Result[taken]) {
 			p.handled = true
 		}
 		p.open--
+		p.moved = true
 		p.bytes -= sizeOf(r.Token.record)
-		if p.paused && p.open <= share/2 && p.bytes <= bytes/2 && s.parts[p.number] == p {
+		if p.paused && (room{p.open, p.bytes}).under(enough) && s.parts[p.number] == p {
 			p.paused = false
 			freed = append(freed, p.number)
 		}
 	}
 	if len(freed) > 0 {
 		s.client.ResumeFetchPartitions(map[string][]int32{s.topic: freed})
+	}
+	select {
+	case s.freed <- struct{}{}:
+	default:
 	}
 }
 
