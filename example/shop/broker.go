@@ -26,6 +26,9 @@ type broker interface {
 	inspection
 }
 
+// shopGroup is who reads: each group of programs gets every event.
+const shopGroup = "shop"
+
 // A kind of broker, and the variable that says where one is.
 type kind struct {
 	name, variable string

@@ -32,7 +32,7 @@ func openKafka(ctx context.Context, address, prefix string) (broker, error) {
 		client.Close()
 		return nil, noAnswer("Kafka", address, err)
 	}
-	return &kafkaBroker{cluster, client, kadm.NewClient(client), prefix + "shop"}, nil
+	return &kafkaBroker{cluster, client, kadm.NewClient(client), prefix + shopGroup}, nil
 }
 
 func (b *kafkaBroker) Publisher() (message.Publisher, error) {

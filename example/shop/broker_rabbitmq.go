@@ -21,9 +21,6 @@ type rabbitBroker struct {
 	*witness
 }
 
-// shopGroup is who reads: each group of programs has queues of its own.
-const shopGroup = "shop"
-
 func openRabbitMQ(_ context.Context, address, _ string) (broker, error) {
 	uri, err := amqp.ParseURI(address)
 	if err != nil {

@@ -38,12 +38,21 @@ func (b *redisBroker) Publisher() (message.Publisher, error) {
 
 func (b *redisBroker) Subscriber(logger *slog.Logger) (message.Subscriber, error) {
 	return redisstream.NewSubscriber(redisstream.SubscriberConfig{
-		Client: b.client, Group: "shop", Consumer: "shop-1", Logger: logger,
+		Client: b.client, Group: shopGroup, Consumer: "shop-1", Logger: logger,
 	})
 }
 
-// Declare has nothing to do: a stream begins with its first entry.
-func (b *redisBroker) Declare(context.Context, []string) error { return nil }
+// topology is all that the shop needs of Redis.
+func (b *redisBroker) topology(topics []string) (t redisstream.Topology) {
+	for _, topic := range topics {
+		t.Topics = append(t.Topics, redisstream.Topic{Name: topic, Groups: []string{shopGroup}})
+	}
+	return t
+}
+
+func (b *redisBroker) Declare(ctx context.Context, topics []string) error {
+	return b.topology(topics).Declare(ctx, b.client)
+}
 
 // quiet keeps go-redis from writing between our lines: what goes wrong comes as
 // an error, too.
