@@ -81,6 +81,18 @@ return redis.call('XREADGROUP', 'GROUP', ARGV[2], ARGV[3], 'COUNT', ARGV[4], 'ST
 
 var leasedReadScript = redis.NewScript(leasedRead)
 
+// runScriptOnce runs a script, and leaves it to the caller what a lost answer
+// means: go-redis would run it again, and what the first run has read would be
+// with nobody.
+func runScriptOnce(ctx context.Context, client redis.UniversalClient, script *redis.Script, keys []string, args ...any) (any, error) {
+	var cmd *redis.Cmd
+	err := runOnce(ctx, client, func(q redis.Pipeliner) { cmd = script.EvalSha(ctx, q, keys, args...) })
+	if err != nil && strings.HasPrefix(err.Error(), "NOSCRIPT") {
+		err = runOnce(ctx, client, func(q redis.Pipeliner) { cmd = script.Eval(ctx, q, keys, args...) })
+	}
+	return cmd.Val(), err
+}
+
 func isLeaseLost(err error) bool { return strings.HasPrefix(err.Error(), "LEASELOST") }
 
 // readLeased is readGroup under a lease. Since a script cannot wait, it waits, for
@@ -112,8 +124,8 @@ func (s *subscription) readLeased(ctx context.Context, from string, n int, block
 
 func (s *subscription) readLeasedNow(ctx context.Context, from string, n int) (found []redis.XMessage, err error) {
 	err = s.call(ctx, 0, func(ctx context.Context) error {
-		answer, err := leasedReadScript.Run(ctx, s.of.cfg.Client, []string{s.stream, s.lease.key},
-			s.lease.token, s.of.cfg.Group, s.consumer, n, from).Result()
+		answer, err := runScriptOnce(ctx, s.of.cfg.Client, leasedReadScript, []string{s.stream, s.lease.key},
+			s.lease.token, s.of.cfg.Group, s.consumer, n, from)
 		if err == nil {
 			found = entriesOf(answer)
 		}
