@@ -15,7 +15,7 @@ import (
 )
 
 // promising are the packages whose documentation lists guarantees.
-var promising = []string{"events", "migrations", "outbox", "bus", "handlers", "postbustest", "broker/redisstream", "broker/rabbitmq", "broker/sqs"}
+var promising = []string{"events", "migrations", "outbox", "bus", "handlers", "postbustest", "broker/kafka", "broker/redisstream", "broker/rabbitmq", "broker/sqs"}
 
 var testName = regexp.MustCompile(`\b(?:Test|Fuzz|Example)[A-Z]\w*`)
 
