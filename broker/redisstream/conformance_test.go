@@ -9,11 +9,6 @@ import (
 
 func TestConformance(t *testing.T) { brokertest.Run(t, onredis.Ours()) }
 
-func TestConformanceInShards(t *testing.T) {
-	if !brokertest.Long {
-		t.Skip("in the long form only, POSTBUS_TEST_LONG=1: the short one measures a stream for a topic")
-	}
-	brokertest.Run(t, onredis.Sharded())
-}
+func TestConformanceInShards(t *testing.T) { brokertest.Run(t, onredis.Sharded()) }
 
 func init() { brokertest.Register(onredis.Ours(), onredis.Sharded()) }

@@ -3,6 +3,8 @@ package brokertest
 import (
 	"context"
 	"log/slog"
+	"maps"
+	"slices"
 	"testing"
 	"time"
 
@@ -61,6 +63,8 @@ type Broker struct {
 	Emulated string
 	// Idle lists functions whose goroutines a client keeps for the whole process.
 	Idle []string
+	// Short names the cases of the short form. Nil: all.
+	Short []string
 	// Skip names cases that this run leaves out, and says why.
 	Skip map[string]string
 }
@@ -107,9 +111,9 @@ func (b Broker) withDefaults(t testing.TB) Broker {
 	if b.Reconnects == 0 {
 		b.Reconnects = time.Minute
 	}
-	for name := range b.Skip {
+	for _, name := range slices.AppendSeq(slices.Clone(b.Short), maps.Keys(b.Skip)) {
 		if !isCase(name) {
-			t.Fatalf("describe broker %q to the suite: Skip names %q, which is no case", b.Name, name)
+			t.Fatalf("describe broker %q to the suite: Short or Skip names %q, which is no case", b.Name, name)
 		}
 	}
 	return b

@@ -26,6 +26,7 @@ func Ours() brokertest.Broker {
 func Sharded() brokertest.Broker {
 	b := ours(shards)
 	b.Name = "Redis Streams in shards"
+	b.Short = []string{"order", "members", "subscriber cut", "graceful stop"} // the rest is as with one stream
 	return b
 }
 
@@ -39,7 +40,8 @@ func ours(shards int) brokertest.Broker {
 	}
 	b.Subscriber = func(o brokertest.Options) (message.Subscriber, error) {
 		return redisstream.NewSubscriber(redisstream.SubscriberConfig{Client: Client(o), Group: brokertest.Group, Shards: shards,
-			MinIdle: o.Failover, MaxInFlight: o.MaxInFlight, NackDelay: 5 * time.Millisecond, Logger: o.Logger})
+			MinIdle: o.Failover, MaxInFlight: max(1, o.MaxInFlight/max(1, shards)), // which is for each
+			NackDelay: 5 * time.Millisecond, Logger: o.Logger})
 	}
 	b.Lag = func(ctx context.Context, s message.Subscriber, _ string) (messages int64, oldest time.Duration, err error) {
 		lags, err := s.(*redisstream.Subscriber).Lag(ctx)

@@ -33,6 +33,7 @@ func FIFO() brokertest.Broker {
 func Standard() brokertest.Broker {
 	b := ours()
 	b.Name = "SQS"
+	b.Short = []string{"subscriber cut", "graceful stop"} // the rest is as with FIFO queues
 	b.Capabilities.OrderPerKey = brokertest.NotAssured
 	b.Capabilities.OrderOverMembers = brokertest.NotAssured
 	return b
