@@ -117,7 +117,7 @@ func (t Topology) faults() (faults []error) {
 				topic.MinInSync, topic.MaxMessageBytes)
 		}
 		if topic.Replicas > 0 && topic.MinInSync > topic.Replicas {
-			fault("MinInSync is %d, which %d Replicas can never reach: nothing could be published", topic.MinInSync, topic.Replicas)
+			fault("MinInSync is %d, more than the %d Replicas: give fewer, or nothing could be published", topic.MinInSync, topic.Replicas)
 		}
 		if topic.Retention < 0 && topic.Retention != Forever || topic.Retention > 0 && topic.Retention < time.Minute {
 			fault("Retention is %s: give a minute at least, Forever, or 0 for the cluster's", topic.Retention)
