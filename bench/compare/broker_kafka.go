@@ -110,12 +110,12 @@ func (s *kafkaSite) remove(ctx context.Context) error {
 }
 
 func (s *kafkaSite) publisher() (ourPublisher, error) {
-	return kafka.NewPublisher(kafka.PublisherConfig{Cluster: kafka.Cluster{Brokers: s.brokers}, Logger: workload.Quiet})
+	return kafka.NewPublisher(kafka.PublisherConfig{Cluster: kafka.Cluster{Brokers: s.brokers}, Logger: workload.Warnings})
 }
 
 func (s *kafkaSite) subscriber(inFlight int) (message.Subscriber, error) {
 	return kafka.NewSubscriber(kafka.SubscriberConfig{Cluster: kafka.Cluster{Brokers: s.brokers}, Group: s.group,
-		MaxInFlight: inFlight, Logger: workload.Quiet})
+		MaxInFlight: inFlight, Logger: workload.Warnings})
 }
 
 func (s *kafkaSite) rawPublish(ctx context.Context, msgs []*outbox.Message) error {

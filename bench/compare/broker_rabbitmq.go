@@ -99,12 +99,12 @@ func (s *rabbitSite) remove(context.Context) error {
 
 func (s *rabbitSite) publisher() (ourPublisher, error) {
 	return rabbitmq.NewPublisher(rabbitmq.PublisherConfig{Connection: rabbitmq.ConnectionConfig{URL: s.url},
-		Kind: rabbitmq.DefaultExchange, Logger: workload.Quiet})
+		Kind: rabbitmq.DefaultExchange, Logger: workload.Warnings})
 }
 
 func (s *rabbitSite) subscriber(inFlight int) (message.Subscriber, error) {
 	return rabbitmq.NewSubscriber(rabbitmq.SubscriberConfig{Connection: rabbitmq.ConnectionConfig{URL: s.url},
-		MaxInFlight: inFlight, Prefetch: rabbitPrefetch, Logger: workload.Quiet})
+		MaxInFlight: inFlight, Prefetch: rabbitPrefetch, Logger: workload.Warnings})
 }
 
 func (s *rabbitSite) rawPublish(ctx context.Context, msgs []*outbox.Message) error {

@@ -32,11 +32,19 @@ type redisSite struct {
 }
 
 func openRedis(_ context.Context, name string) (site, error) {
+	client, err := newRedis()
+	if err != nil {
+		return nil, err
+	}
+	return &redisSite{client: client, name: name}, nil
+}
+
+func newRedis() (*redis.Client, error) {
 	options, err := redis.ParseURL(harness.Redis.URL())
 	if err != nil {
 		return nil, fmt.Errorf("%s is no address of a Redis: %w", harness.Redis, err)
 	}
-	return &redisSite{client: redis.NewClient(options), name: name}, nil
+	return redis.NewClient(options), nil
 }
 
 func (s *redisSite) topic() string                   { return s.name }
@@ -82,7 +90,7 @@ func (s *redisSite) publisher() (ourPublisher, error) {
 }
 
 func (s *redisSite) subscriber(inFlight int) (message.Subscriber, error) {
-	return redisstream.NewSubscriber(redisstream.SubscriberConfig{Client: s.client, Group: s.group, MaxInFlight: inFlight, Logger: workload.Quiet})
+	return redisstream.NewSubscriber(redisstream.SubscriberConfig{Client: s.client, Group: s.group, MaxInFlight: inFlight, Logger: workload.Warnings})
 }
 
 func (s *redisSite) rawPublish(ctx context.Context, msgs []*outbox.Message) error {
@@ -99,9 +107,17 @@ func (s *redisSite) rawConsume(ctx context.Context, out chan<- *message.Message)
 
 // The stock ones close the client that they are given.
 func (s *redisSite) stockPublisher() (message.Publisher, error) {
-	return peer.RedisPublisher(redis.NewClient(s.client.Options()))
+	client, err := newRedis()
+	if err != nil {
+		return nil, err
+	}
+	return peer.RedisPublisher(client)
 }
 
 func (s *redisSite) stockSubscriber() (message.Subscriber, error) {
-	return peer.RedisSubscriber(redis.NewClient(s.client.Options()), s.group)
+	client, err := newRedis()
+	if err != nil {
+		return nil, err
+	}
+	return peer.RedisSubscriber(client, s.group)
 }

@@ -100,7 +100,7 @@ func (s *sqsSite) publisher() (ourPublisher, error) {
 }
 
 func (s *sqsSite) subscriber(inFlight int) (message.Subscriber, error) {
-	return sqs.NewSubscriber(sqs.SubscriberConfig{Client: s.client, MaxInFlight: inFlight, WaitTime: time.Second, Logger: workload.Quiet})
+	return sqs.NewSubscriber(sqs.SubscriberConfig{Client: s.client, MaxInFlight: inFlight, WaitTime: time.Second, Logger: workload.Warnings})
 }
 
 func (s *sqsSite) rawPublish(ctx context.Context, msgs []*outbox.Message) error {

@@ -11,12 +11,13 @@ import (
 // RabbitConsume is the limit of consume.rabbitmq: amqp091-go's deliveries, carried through
 // Watermill's contract. Every delivery becomes a message, goes through the channel, and its
 // ack is waited for; then it is acknowledged, each by itself, as whoever has several in
-// flight must. It keeps no order of keys and knows no nack. It ends with ctx.
+// flight must. It keeps no order of keys and knows no nack. It ends
+// with ctx, and has then acknowledged what was handled; the caller closes the channel.
 func RabbitConsume(ctx context.Context, channel *amqp.Channel, queue string, prefetch int, out chan<- *message.Message) error {
 	if err := channel.Qos(prefetch, 0, false); err != nil {
 		return err
 	}
-	deliveries, err := channel.ConsumeWithContext(ctx, queue, "", false, false, false, false, nil)
+	deliveries, err := channel.Consume(queue, "", false, false, false, false, nil)
 	if err != nil {
 		return err
 	}
@@ -41,10 +42,7 @@ func RabbitConsume(ctx context.Context, channel *amqp.Channel, queue string, pre
 		select {
 		case d, ok := <-deliveries:
 			if !ok {
-				if ctx.Err() == nil {
-					return errors.New("RabbitMQ has closed the channel or the queue")
-				}
-				continue
+				return errors.New("RabbitMQ has closed the channel, or deleted the queue")
 			}
 			id, _ := d.Headers["_watermill_message_uuid"].(string)
 			m := message.NewMessage(id, d.Body)

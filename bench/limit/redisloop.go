@@ -7,7 +7,6 @@ import (
 
 	"github.com/jackc/pgx/v5/pgxpool"
 	"github.com/redis/go-redis/v9"
-	"github.com/vmihailenco/msgpack/v5"
 
 	"github.com/postbus/postbus/events"
 )
@@ -50,9 +49,12 @@ func RedisLoop(ctx context.Context, pool *pgxpool.Pool, client *redis.Client, ta
 }
 
 func redisEntryOf(r *row) (redisEntry, error) {
-	metadata, err := msgpack.Marshal(map[string]string{
-		events.HeaderEventType: r.eventType, events.HeaderSchemaVersion: strconv.Itoa(int(r.version)), events.HeaderPartitionKey: r.key,
-		events.HeaderContentType: r.contentType, events.HeaderPosition: anySource + strconv.FormatInt(r.id, 10),
-	})
-	return redisEntry{r.event.String(), metadata, r.payload}, err
+	metadata := append(make([]byte, 0, 256), msgpackMap(5))
+	for _, header := range [...][2]string{
+		{events.HeaderEventType, r.eventType}, {events.HeaderSchemaVersion, strconv.Itoa(int(r.version))}, {events.HeaderPartitionKey, r.key},
+		{events.HeaderContentType, r.contentType}, {events.HeaderPosition, anySource + strconv.FormatInt(r.id, 10)},
+	} {
+		metadata = appendText(appendText(metadata, header[0]), header[1])
+	}
+	return redisEntry{r.event.String(), metadata, r.payload}, nil
 }

@@ -4,7 +4,6 @@ import (
 	"context"
 
 	"github.com/redis/go-redis/v9"
-	"github.com/vmihailenco/msgpack/v5"
 
 	"github.com/postbus/postbus/outbox"
 )
@@ -14,14 +13,9 @@ import (
 // key are added all the same.
 func RedisPublish(ctx context.Context, client *redis.Client, msgs []*outbox.Message) error {
 	pipeline := client.Pipeline()
-	headers := make(map[string]string, 5)
 	for _, m := range msgs {
-		clear(headers)
-		m.EachHeader(func(name, value string) { headers[name] = value })
-		metadata, err := msgpack.Marshal(headers)
-		if err != nil {
-			return err
-		}
+		metadata := append(make([]byte, 0, 256), msgpackMap(5))
+		m.EachHeader(func(name, value string) { metadata = appendText(appendText(metadata, name), value) })
 		pipeline.XAdd(ctx, &redis.XAddArgs{Stream: m.Topic, Values: []any{
 			"_watermill_message_uuid", m.EventID.String(), "metadata", metadata, "payload", m.Payload,
 		}})

@@ -7,7 +7,6 @@ import (
 
 	"github.com/ThreeDotsLabs/watermill/message"
 	"github.com/redis/go-redis/v9"
-	"github.com/vmihailenco/msgpack/v5"
 )
 
 // RedisRead is the limit of consume.redis: go-redis' XREADGROUP of a thousand entries at
@@ -32,7 +31,8 @@ func RedisRead(ctx context.Context, client *redis.Client, stream, group string, 
 			payload, _ := entry.Values["payload"].(string)
 			metadata, _ := entry.Values["metadata"].(string)
 			m := message.NewMessage(id, []byte(payload))
-			if err := msgpack.Unmarshal([]byte(metadata), (*map[string]string)(&m.Metadata)); err != nil {
+			m.Metadata = make(message.Metadata, 5)
+			if err := decodeMap(metadata, m.Metadata); err != nil {
 				return err
 			}
 			hand(ctx, out, m)

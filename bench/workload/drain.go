@@ -4,6 +4,7 @@ import (
 	"context"
 	"fmt"
 	"log/slog"
+	"os"
 	"sync/atomic"
 	"time"
 
@@ -12,6 +13,9 @@ import (
 	"github.com/postbus/postbus/bench/harness"
 	"github.com/postbus/postbus/outbox"
 )
+
+// Warnings has adapters say what goes wrong, which in a bench nothing should.
+var Warnings = slog.New(slog.NewTextHandler(os.Stderr, &slog.HandlerOptions{Level: slog.LevelWarn}))
 
 // Quiet keeps the relays' own words out of the bench's: warnings only.
 var Quiet = slog.New(slog.DiscardHandler)
