@@ -36,7 +36,7 @@ func BenchmarkConsume(b *testing.B) {
 			b.ReportMetric(float64(b.N*n)/b.Elapsed().Seconds(), "events/s")
 		})
 	}
-	rawDeliveries := func(b *testing.B, prefetch int) <-chan amqp.Delivery {
+	rawDeliveries := func(b *testing.B, prefetch int) (<-chan amqp.Delivery, *amqp.Channel) {
 		ch := admin(b, testkit.RabbitMQ(b))
 		if err := ch.Qos(prefetch, 0, false); err != nil {
 			b.Fatal(err)
@@ -45,12 +45,13 @@ func BenchmarkConsume(b *testing.B) {
 		if err != nil {
 			b.Fatal(err)
 		}
-		b.Cleanup(func() { ch.Close() })
-		return deliveries
+		return deliveries, ch
 	}
 	raw := func(b *testing.B, prefetch int) {
 		got := 0
-		for d := range rawDeliveries(b, prefetch) {
+		deliveries, ch := rawDeliveries(b, prefetch)
+		defer ch.Close()
+		for d := range deliveries {
 			d.Ack(false)
 			if got++; got == n {
 				return
@@ -65,7 +66,9 @@ func BenchmarkConsume(b *testing.B) {
 			}
 		}()
 		got := 0
-		for d := range rawDeliveries(b, prefetch) {
+		deliveries, ch := rawDeliveries(b, prefetch)
+		defer ch.Close()
+		for d := range deliveries {
 			m := message.NewMessage(d.MessageId, d.Body)
 			for k, v := range d.Headers {
 				m.Metadata[k], _ = v.(string)

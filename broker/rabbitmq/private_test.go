@@ -130,7 +130,7 @@ func killed(t *testing.T, node *testkit.PrivateRabbitMQNode) {
 	// RabbitMQ writes down which quorum queues it has some seconds after it has said
 	// that they are there. Killed before, it loses such a queue, with all that was
 	// confirmed: it comes back empty and without a leader.
-	node.Control("eval", "[dets:sync(T) || T <- dets:all()].")
+	node.Settle()
 	for i, typ := range kinds {
 		q := name + typ.String()
 		p := newPublisher(t, PublisherConfig{Kind: DefaultExchange, Connection: server})

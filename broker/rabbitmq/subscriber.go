@@ -81,8 +81,9 @@ type SubscriberConfig struct {
 
 	// HandlerLimit is how long a handler takes at most, with its own repeats
 	// (handlers.RetryConfig.MaxElapsed). Defaults to a tenth of ConsumerTimeout; at most half
-	// of it. What has been here for so long that another attempt might not end in
-	// time is put back into the queue.
+	// of it. If a message has waited here, behind others or for another attempt,
+	// until three quarters of the difference have passed, the handlers finish, and everything else
+	// goes back into the queue, in order, and comes anew.
 	HandlerLimit time.Duration
 
 	// CloseTimeout is how long Close, or the end of Subscribe's context, waits for

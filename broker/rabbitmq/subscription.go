@@ -5,6 +5,7 @@ import (
 	"errors"
 	"fmt"
 	"log/slog"
+	"sync"
 	"sync/atomic"
 	"time"
 
@@ -26,8 +27,9 @@ type subscription struct {
 	log   *slog.Logger
 
 	present atomic.Pointer[consumer] // nil while there is none
-	closing atomic.Bool
-	down    bool // consuming is broken, and that has been said
+	telling sync.Mutex
+	results []inflight.Result[*delivery] // of telling
+	down    bool                         // consuming is broken, and that has been said
 	pauses  *backoff.ExponentialBackOff
 }
 
@@ -48,22 +50,20 @@ func newSubscription(s *Subscriber, ctx context.Context, topic, queue string) *s
 	return sub
 }
 
-// nacked: again in place, unless it is to be given up, or has been here for so
-// long that the server will lose its patience.
+// nacked: again in place, unless it is to be given up. RabbitMQ would put it back
+// where it was, but send it again behind what is on its way to us already.
 func (s *subscription) nacked(d *delivery, attempt int) inflight.Verdict {
-	switch {
-	case s.of.cfg.DeadLetterAfter > 0 && attempt >= s.of.cfg.DeadLetterAfter:
+	if s.of.cfg.DeadLetterAfter > 0 && attempt >= s.of.cfg.DeadLetterAfter {
 		d.dead = true
 		return inflight.GiveBack
-	case time.Since(d.since) > s.patience():
-		return inflight.GiveBackKey
 	}
 	return inflight.Retry
 }
 
-// patience is how long a message may have been here when it is handed over.
+// patience is how long a message may wait here: the handlers get HandlerLimit to
+// finish when it is over, before the server loses its own.
 func (s *subscription) patience() time.Duration {
-	return s.of.cfg.ConsumerTimeout - s.of.cfg.HandlerLimit
+	return (s.of.cfg.ConsumerTimeout - s.of.cfg.HandlerLimit) * 3 / 4
 }
 
 func (s *subscription) run(reading context.Context, first *consumer) {
@@ -81,10 +81,17 @@ func (s *subscription) run(reading context.Context, first *consumer) {
 		}
 		s.present.Store(c)
 		why := s.read(reading, c)
-		if why == nil {
-			break // reading has ended; c is still good for acknowledgements
+		if why == errStale {
+			s.retire(reading, c)
+		}
+		if reading.Err() != nil {
+			break // c is still good for acknowledgements
 		}
 		s.lose(c)
+		if why == errStale {
+			c = nil
+			continue
+		}
 		s.broken(reading, why)
 		c = nil
 	}
@@ -102,11 +109,33 @@ func (s *subscription) lose(c *consumer) {
 	c.close()
 }
 
+// errStale: a message has waited here for so long that the server will not wait
+// until it is handled.
+var errStale = errors.New("messages have waited here for too long")
+
+// retire lets the handlers finish, and hands over nothing more. All else
+// goes back into the queue when the channel closes: in order, with what was on its
+// way to us.
+func (s *subscription) retire(reading context.Context, c *consumer) {
+	ours := func(d *delivery) bool { return d.from == c }
+	s.room.Withdraw(ours)
+	bounded, cancel := context.WithTimeout(reading, s.of.cfg.HandlerLimit)
+	defer cancel()
+	go func() { // it may break still
+		select {
+		case <-c.ended():
+			cancel()
+		case <-bounded.Done():
+		}
+	}()
+	_ = s.room.Await(bounded, ours) // else they are lost
+	s.takeAndTell()
+}
+
 // close lets the handlers finish. What they have not had stays with the consumer
 // unacknowledged, and goes back into the queue in order when its channel closes,
 // before anybody else gets what is behind it.
 func (s *subscription) close(c *consumer) {
-	s.closing.Store(true)
 	drained := make(chan struct{})
 	if c != nil {
 		go func() { // it may break still
@@ -128,7 +157,7 @@ func (s *subscription) close(c *consumer) {
 // read takes in what the consumer gets, until reading ends (nil) or the consumer
 // does. Nothing waits for room: the prefetch is the bound.
 func (s *subscription) read(reading context.Context, c *consumer) error {
-	look := time.NewTicker(s.patience() / 10)
+	look := time.NewTicker(s.patience() / 8)
 	defer look.Stop()
 	batch := make([]inflight.Delivery[*delivery], 0, 64)
 	for {
@@ -155,42 +184,37 @@ func (s *subscription) read(reading context.Context, c *consumer) error {
 		case <-c.cancelled:
 			return errCancelled
 		case <-look.C:
-			s.putBackOld()
+			if s.stale() {
+				return errStale
+			}
 		case <-reading.Done():
 			return nil
 		}
 	}
 }
 
-// putBackOld gives back what has waited for so long that the server would lose its
-// patience while it is handled, and with it all of its key that waits.
-func (s *subscription) putBackOld() {
-	var old map[string]bool
+// stale tells whether a message has waited for too long.
+func (s *subscription) stale() (found bool) {
 	s.room.Each(func(d *delivery, handed bool) {
-		if !handed && time.Since(d.since) > s.patience() {
-			if old == nil {
-				old = make(map[string]bool)
-			}
-			old[d.key()] = true
-		}
+		found = found || !handed && time.Since(d.since) > s.patience()
 	})
-	if old != nil {
-		s.room.Withdraw(func(d *delivery) bool { return old[d.key()] })
-	}
+	return found
 }
 
 // settle tells the server what became of messages, each by itself: multiple
 // would acknowledge those that are still being handled.
 func (s *subscription) settle() {
-	var results []inflight.Result[*delivery]
 	for range s.room.Changed() {
-		results = s.tell(s.room.Take(results[:0]))
+		s.takeAndTell()
 	}
-	s.tell(s.room.Take(nil))
+	s.takeAndTell()
 }
 
-func (s *subscription) tell(results []inflight.Result[*delivery]) []inflight.Result[*delivery] {
-	for i, r := range results {
+func (s *subscription) takeAndTell() {
+	s.telling.Lock()
+	defer s.telling.Unlock()
+	s.results = s.room.Take(s.results[:0])
+	for _, r := range s.results {
 		d := r.Token
 		switch { // an error means that the channel is gone, and the message comes again
 		case r.Outcome == inflight.Acked:
@@ -198,12 +222,9 @@ func (s *subscription) tell(results []inflight.Result[*delivery]) []inflight.Res
 		case d.dead:
 			d.from.ch.Nack(d.DeliveryTag, false, false)
 			s.log.Warn("a message is given up and dead-lettered", "message", d.MessageId, "nacks", s.of.cfg.DeadLetterAfter)
-		case !s.closing.Load():
-			d.from.ch.Nack(d.DeliveryTag, false, true)
-		}
-		results[i] = inflight.Result[*delivery]{}
+		} // else it goes back when its channel closes
 	}
-	return results
+	clear(s.results)
 }
 
 // consume begins to: a channel, the topology, the prefetch and the consumer.
