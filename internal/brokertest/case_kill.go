@@ -110,7 +110,7 @@ func killedConsumer(r *room) (string, error) {
 	}
 	child.Kill9()
 	began := time.Now()
-	if err := until(r.b.Patience, func() bool { return l.done() == len(msgs) }, "all messages to come to the other consumer; %d of %d have", l.done(), len(msgs)); err != nil {
+	if err := until(r.b.Patience, func() bool { return l.done() == len(msgs) }, "all messages to come to the other consumer; %d of %d have", l.done, len(msgs)); err != nil {
 		return "", err
 	}
 	took := time.Since(began).Round(10 * time.Millisecond)

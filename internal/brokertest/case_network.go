@@ -104,7 +104,7 @@ func deadline(r *room) (string, error) {
 	if err != nil {
 		return "", err
 	}
-	if err := until(r.b.Patience, func() bool { return l.done() == 21 }, "all messages to come; %d of 21 have", l.done()); err != nil {
+	if err := until(r.b.Patience, func() bool { return l.done() == 21 }, "all messages to come; %d of 21 have", l.done); err != nil {
 		return "", err
 	}
 	return figuresOf("ended after %s of %s, sent again %d times, %d repeats", took.Round(time.Millisecond), wait, again, l.repeated()), l.order()
@@ -151,7 +151,7 @@ func pipelines(r *room) (string, error) {
 	if err != nil {
 		return figures, err
 	}
-	if err := until(r.b.Patience, func() bool { return l.done() == 1+alone+n }, "all messages to come; %d of %d have", l.done(), 1+alone+n); err != nil {
+	if err := until(r.b.Patience, func() bool { return l.done() == 1+alone+n }, "all messages to come; %d of %d have", l.done, 1+alone+n); err != nil {
 		return figures, err
 	}
 	// At most twice the delay: some open a channel first, which takes round trips of its own.

@@ -20,9 +20,9 @@ func order(r *room) (string, error) {
 	s := r.load(r.publisher(), topic, l)
 	n := 300
 	if Long {
-		n = 5000
+		n = 2000
 	}
-	if err := s.progress(n, 2*r.b.Patience); err != nil {
+	if err := s.progress(n, 4*r.b.Patience); err != nil {
 		return "", err
 	}
 	figures, err := s.finish(r, 0, true)
@@ -69,7 +69,7 @@ func inFlight(r *room) (string, error) {
 	reached := until(quickly/2, func() bool { return now() >= askedFor }, "%d messages to be in flight", askedFor)
 	figures := figuresOf("%d at once", now())
 	open()
-	if err := until(r.b.Patience, func() bool { return c.got.Load() >= 2*askedFor }, "all messages to come; %d came", c.got.Load()); err != nil {
+	if err := until(r.b.Patience, func() bool { return c.got.Load() >= 2*askedFor }, "all messages to come; %d came", c.got.Load); err != nil {
 		return figures, err
 	}
 	if n := now(); n > askedFor {
@@ -198,7 +198,7 @@ func gracefulStop(r *room) (string, error) {
 	if _, err := r.consume(topic, l.handler(0)); err != nil {
 		return "", err
 	}
-	if err := until(r.b.Patience, func() bool { return l.done() == n }, "the other messages to come; %d of %d have", l.done(), n); err != nil {
+	if err := until(r.b.Patience, func() bool { return l.done() == n }, "the other messages to come; %d of %d have", l.done, n); err != nil {
 		return "", err
 	}
 	// One more, to see what comes before it.

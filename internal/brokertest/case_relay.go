@@ -63,7 +63,7 @@ func underRelay(r *room) (string, error) {
 		outboxLog.Wake()
 	}
 	began := time.Now()
-	if err := until(2*r.b.Patience, func() bool { return l.done() >= keys*each }, "all events to be handled; %d of %d were", l.done(), keys*each); err != nil {
+	if err := until(2*r.b.Patience, func() bool { return l.done() >= keys*each }, "all events to be handled; %d of %d were", l.done, keys*each); err != nil {
 		return "", fmt.Errorf("%w; missing: %d", err, len(l.missing(sent)))
 	}
 	took := time.Since(began)

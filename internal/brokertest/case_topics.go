@@ -58,7 +58,7 @@ func topics(r *room) (string, error) {
 		}
 	}
 	published := time.Since(began)
-	if err := until(2*r.b.Patience, func() bool { return l.done() >= each*listening }, "the messages of all topics; %d of %d came", l.done(), each*listening); err != nil {
+	if err := until(2*r.b.Patience, func() bool { return l.done() >= each*listening }, "the messages of all topics; %d of %d came", l.done, each*listening); err != nil {
 		return "", err
 	}
 	figures := figuresOf("%d topics, made in %s, %d messages published in %s, %d listened to", n, created.Round(time.Millisecond), each*n, published.Round(time.Millisecond), listening)

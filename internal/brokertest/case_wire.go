@@ -94,7 +94,7 @@ func (r *room) roundTrip(msgs []*message.Message) ([]*message.Message, error) {
 	got := make([]*message.Message, len(msgs))
 	for i, m := range msgs {
 		if err := until(r.b.Patience, func() bool { got[i] = c.find(m.UUID); return got[i] != nil },
-			"message %d with %d bytes to come; %d have come", i, len(m.Payload), len(c.all())); err != nil {
+			"message %d with %d bytes to come; %d have come", i, len(m.Payload), c.count); err != nil {
 			return nil, err
 		}
 	}
@@ -140,7 +140,7 @@ func foreignEntry(r *room) (string, error) {
 		}
 	}
 	began := time.Now()
-	if err := until(quickly, func() bool { return l.done() == 10 }, "those behind the foreign entry to be handled; %d of 10 were", l.done()); err != nil {
+	if err := until(quickly, func() bool { return l.done() == 10 }, "those behind the foreign entry to be handled; %d of 10 were", l.done); err != nil {
 		return "", err
 	}
 	behind := time.Since(began)

@@ -106,6 +106,12 @@ func (c *collector) all() []*message.Message {
 	return append([]*message.Message(nil), c.msgs...)
 }
 
+func (c *collector) count() int {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	return len(c.msgs)
+}
+
 // find is the first with that UUID, or nil.
 func (c *collector) find(uuid string) *message.Message {
 	for _, m := range c.all() {

@@ -64,7 +64,7 @@ func exchange(r *room) (string, error) {
 			return "", fmt.Errorf("publish message %d: %s: %w", i, result.Status, result.Err)
 		}
 	}
-	if err := until(r.b.Patience, func() bool { return l.done() == len(msgs) }, "all messages to come; %d of %d have", l.done(), len(msgs)); err != nil {
+	if err := until(r.b.Patience, func() bool { return l.done() == len(msgs) }, "all messages to come; %d of %d have", l.done, len(msgs)); err != nil {
 		return "", err
 	}
 	for _, m := range msgs {

@@ -137,7 +137,8 @@ func (r *room) subscribe(s message.Subscriber, topic string) (ch <-chan *message
 	return ch, nil
 }
 
-// until waits for a condition. what is a format and its arguments: what did not come about.
+// until waits for a condition. what is a format and its arguments: what did not come about. Functions
+// among them are asked when the wait is over: how far it came.
 func until(limit time.Duration, condition func() bool, what string, args ...any) error {
 	deadline := time.Now().Add(limit)
 	pause := time.NewTimer(0)
@@ -148,6 +149,14 @@ func until(limit time.Duration, condition func() bool, what string, args ...any)
 			return nil
 		}
 		if time.Now().After(deadline) {
+			for i, arg := range args {
+				switch f := arg.(type) {
+				case func() int:
+					args[i] = f()
+				case func() int64:
+					args[i] = f()
+				}
+			}
 			return fmt.Errorf("waited %s in vain: %s", limit, fmt.Sprintf(what, args...))
 		}
 		pause.Reset(next)

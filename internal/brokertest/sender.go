@@ -188,7 +188,7 @@ func (s *load) next() *outbox.Message {
 func (s *load) progress(n int, limit time.Duration) error {
 	goal := s.ledger.done() + n
 	return until(limit, func() bool { return s.ledger.done() >= goal || s.over() },
-		"%d messages more to be handled; %d were handled, %d accepted, %d calls failed", n, s.ledger.done(), s.accepted.Load(), s.refused.Load())
+		"%d messages more to be handled; %d were handled, %d accepted, %d calls failed", n, s.ledger.done, s.accepted.Load, s.refused.Load)
 }
 
 func (s *load) over() bool {
