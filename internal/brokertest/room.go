@@ -149,15 +149,17 @@ func until(limit time.Duration, condition func() bool, what string, args ...any)
 			return nil
 		}
 		if time.Now().After(deadline) {
-			for i, arg := range args {
+			var now []any
+			for _, arg := range args {
 				switch f := arg.(type) {
 				case func() int:
-					args[i] = f()
+					arg = f()
 				case func() int64:
-					args[i] = f()
+					arg = f()
 				}
+				now = append(now, arg)
 			}
-			return fmt.Errorf("waited %s in vain: %s", limit, fmt.Sprintf(what, args...))
+			return fmt.Errorf("waited %s in vain: %s", limit, fmt.Sprintf(what, now...))
 		}
 		pause.Reset(next)
 	}
