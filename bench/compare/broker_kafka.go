@@ -100,6 +100,8 @@ func (s *kafkaSite) left(ctx context.Context) (int, error) {
 	return n, nil
 }
 
+func (s *kafkaSite) forgets() int { return 0 }
+
 func (s *kafkaSite) remove(ctx context.Context) error {
 	defer s.raw.Close()
 	for _, g := range s.groups {

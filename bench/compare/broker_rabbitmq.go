@@ -87,6 +87,11 @@ func (s *rabbitSite) held(context.Context) (int, error) {
 func (s *rabbitSite) unread(context.Context) error          { return nil }
 func (s *rabbitSite) left(ctx context.Context) (int, error) { return s.held(ctx) }
 
+// forgets: when a channel is closed, RabbitMQ 3.10 drops acknowledgements that it had
+// accepted on it and not passed on to the quorum queue yet, whoever the client is. The
+// messages come again.
+func (s *rabbitSite) forgets() int { return rabbitPrefetch }
+
 func (s *rabbitSite) remove(context.Context) error {
 	defer s.conn.Close()
 	ch, err := s.conn.Channel() // the other one may have been closed by an error

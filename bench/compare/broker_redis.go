@@ -80,6 +80,8 @@ func (s *redisSite) left(ctx context.Context) (int, error) {
 	return 0, fmt.Errorf("the stream has no group %s", s.group)
 }
 
+func (s *redisSite) forgets() int { return 0 }
+
 func (s *redisSite) remove(ctx context.Context) error {
 	defer s.client.Close()
 	return s.empty(ctx)

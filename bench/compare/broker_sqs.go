@@ -89,6 +89,8 @@ func (s *sqsSite) held(ctx context.Context) (int, error) {
 func (s *sqsSite) unread(context.Context) error          { return nil }
 func (s *sqsSite) left(ctx context.Context) (int, error) { return s.held(ctx) }
 
+func (s *sqsSite) forgets() int { return 0 }
+
 func (s *sqsSite) remove(ctx context.Context) error {
 	defer s.http.CloseIdleConnections()
 	_, err := s.client.DeleteQueue(ctx, &awssqs.DeleteQueueInput{QueueUrl: &s.url})

@@ -170,11 +170,8 @@ func consumed(ctx context.Context, s site, subscriber message.Subscriber, rows, 
 	if err != nil {
 		return 0, err
 	}
-	n, err := s.left(ctx)
-	if err == nil && n > before-rows { // less: there is more than rows, and some more were handled
-		err = counted(ctx, s.left, before-rows, "are not acknowledged")
-	}
-	return rate, err
+	// Fewer than that: there were more than rows, and some more were handled.
+	return rate, counted(ctx, s.left, before-rows+s.forgets(), "are not acknowledged")
 }
 
 // raw has the limit's loop look like a subscriber.

@@ -41,6 +41,8 @@ type site interface {
 	unread(ctx context.Context) error
 	// left is how many messages nobody has acknowledged since then.
 	left(ctx context.Context) (int, error)
+	// forgets is how many acknowledgements the server may forget when a consumer goes.
+	forgets() int
 	// remove deletes it from the server, and closes all connections.
 	remove(ctx context.Context) error
 
@@ -79,23 +81,26 @@ func (b broker) on(ctx context.Context, e *harness.Env, f func(site) error) (err
 	return f(s)
 }
 
-// holds makes sure that a program has written what it says.
+// holds makes sure that a program has written what it says, at least once.
 func holds(ctx context.Context, s site, want int) error {
-	return counted(ctx, s.held, want, "are in the topic")
+	return counted(ctx, func(ctx context.Context) (int, error) {
+		n, err := s.held(ctx)
+		return -n, err
+	}, -want, "are in the topic")
 }
 
-// counted waits until count gives want: some servers count behind.
-func counted(ctx context.Context, count func(context.Context) (int, error), want int, what string) error {
+// counted waits until count gives no more than most: some servers count behind.
+func counted(ctx context.Context, count func(context.Context) (int, error), most int, what string) error {
 	for giveUp := time.Now().Add(10 * time.Second); ; {
 		n, err := count(ctx)
 		if err != nil {
 			return err
 		}
-		if n == want {
+		if n <= most {
 			return nil
 		}
 		if time.Now().After(giveUp) {
-			return fmt.Errorf("%d messages %s instead of %d", n, what, want)
+			return fmt.Errorf("%d messages %s instead of %d", max(n, -n), what, max(most, -most))
 		}
 		select {
 		case <-time.After(20 * time.Millisecond):
