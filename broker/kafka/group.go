@@ -75,7 +75,7 @@ func (s *subscription) revoked(_ context.Context, client *kgo.Client, gone map[s
 	defer s.committing.Unlock()
 	bounded, cancel := context.WithTimeout(context.Background(), leaveTimeout)
 	defer cancel()
-	s.send(bounded, client, s.marks(parts))
+	s.firmly(bounded, client, s.marks(parts))
 	s.forget(parts)
 	s.log.Debug("partitions revoked", "partitions", gone[s.topic])
 }
@@ -94,20 +94,31 @@ func (s *subscription) lost(_ context.Context, _ *kgo.Client, gone map[string][]
 // finish has handled what stands, in its partition, before a record that is
 // with a handler or was: the offset that can be committed ends at the first one
 // that is missing, and what was handled beyond would be handled again. All else is
-// forgotten. A key that waits to be tried again is not waited for.
+// forgotten. A key that waits to be tried again is not waited for, or not long.
 func (s *subscription) finish(within time.Duration, match func(taken) bool) {
 	s.room.WithdrawBeyond(
 		func(t taken) { t.part.handing(t.record.Offset) },
 		func(t taken) bool { return match(t) && t.record.Offset > t.part.top.Load() })
-	for end := time.Now().Add(within); time.Now().Before(end); {
+	began := time.Now()
+	for end := began.Add(within); time.Now().Before(end); {
 		unread, before := len(s.room.Out()), s.room.Stats().Buffered
 		ctx, cancel := context.WithTimeout(context.Background(), min(idleAfter, time.Until(end)))
 		err := s.room.Quiet(ctx, match)
 		cancel()
+		if err == nil && time.Since(began) < idleAfter && s.holds(match) {
+			time.Sleep(5 * time.Millisecond) // what is left was nacked: perhaps it comes again at once
+			continue
+		}
 		if err == nil || unread > 0 && unread == len(s.room.Out()) && before == s.room.Stats().Buffered {
 			return // done, or nobody reads the channel; what is left then is handled again
 		}
 	}
+}
+
+// holds says that something is left in the room.
+func (s *subscription) holds(match func(taken) bool) (some bool) {
+	s.room.Each(func(t taken, _ bool) { some = some || match(t) })
+	return some
 }
 
 // idleAfter: if nothing has happened for so long, the channel is full of
@@ -203,7 +214,7 @@ func (s *subscription) commit() {
 	defer cancel()
 	s.committing.Lock()
 	defer s.committing.Unlock()
-	if !s.send(ctx, s.client, s.marks(nil)) {
+	if s.send(ctx, s.client, s.marks(nil)) != nil {
 		select {
 		case s.dirty <- struct{}{}: // once more
 		default:
@@ -211,10 +222,37 @@ func (s *subscription) commit() {
 	}
 }
 
+// commitLast commits what there is before we leave.
+func (s *subscription) commitLast() {
+	ctx, cancel := context.WithTimeout(context.Background(), leaveTimeout)
+	defer cancel()
+	s.committing.Lock()
+	defer s.committing.Unlock()
+	s.firmly(ctx, s.client, s.marks(nil))
+}
+
+// firmly commits offsets as long as a refusal may pass: there is no other time
+// for it. committing is held.
+func (s *subscription) firmly(ctx context.Context, client *kgo.Client, offsets map[int32]kgo.EpochOffset) {
+	for {
+		err := s.send(ctx, client, offsets)
+		if err == nil || !kerr.IsRetriable(err) && !errors.Is(err, kerr.RebalanceInProgress) && !errors.Is(err, kerr.StaleMemberEpoch) {
+			return
+		}
+		again := time.NewTimer(100 * time.Millisecond)
+		select {
+		case <-again.C:
+		case <-ctx.Done():
+			again.Stop()
+			return
+		}
+	}
+}
+
 // send commits offsets. committing is held.
-func (s *subscription) send(ctx context.Context, client *kgo.Client, offsets map[int32]kgo.EpochOffset) (ok bool) {
+func (s *subscription) send(ctx context.Context, client *kgo.Client, offsets map[int32]kgo.EpochOffset) error {
 	if len(offsets) == 0 {
-		return true
+		return nil
 	}
 	var failure error
 	done := make(map[int32]bool, len(offsets))
@@ -241,7 +279,7 @@ func (s *subscription) send(ctx context.Context, client *kgo.Client, offsets map
 	}
 	s.mu.Unlock()
 	s.tellCommit(failure)
-	return failure == nil
+	return failure
 }
 
 // tellCommit says once that commits fail, and once that they do not any more.

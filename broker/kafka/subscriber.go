@@ -52,7 +52,8 @@ type SubscriberConfig struct {
 
 	// InstanceID makes this a static member: one that comes back under its id
 	// within SessionTimeout gets its partitions back without a rebalance. Give it a
-	// name that no other living process has. Empty means none.
+	// name that no other living process has. The member of a topic is InstanceID + "." +
+	// topic, of a second Subscribe to it with ".2" behind, and so on. Empty means none.
 	InstanceID string
 
 	// MaxInFlight bounds the messages with handlers at once, of each subscription:
@@ -167,6 +168,9 @@ func NewSubscriber(cfg SubscriberConfig) (*Subscriber, error) {
 	}
 	if cfg.Protocol != Classic && cfg.Protocol != NextGen {
 		fault("Protocol is %d: give Classic or NextGen", cfg.Protocol)
+	}
+	if cfg.InstanceID != "" && topicFault(cfg.InstanceID) != "" {
+		fault("InstanceID is %q: take letters, digits, dots, dashes and underscores", cfg.InstanceID)
 	}
 	orDefault(&cfg.MaxInFlight, defaultMaxInFlight)
 	orDefault(&cfg.MaxBuffered, max(defaultMaxBuffered, cfg.MaxInFlight))
@@ -314,8 +318,30 @@ func (s *Subscriber) join(sub *subscription, stop context.CancelFunc) error {
 	if s.closed {
 		return ErrClosed
 	}
+	if s.cfg.InstanceID != "" {
+		if err := s.nameMember(sub); err != nil {
+			return err
+		}
+	}
 	s.subs[sub] = stop
 	s.live.Add(1)
+	return nil
+}
+
+// nameMember gives a static member the first name that no other one of ours has.
+func (s *Subscriber) nameMember(sub *subscription) error {
+	taken := make(map[string]bool)
+	for other := range s.subs {
+		taken[other.member] = true
+	}
+	base := s.cfg.InstanceID + "." + sub.topic
+	sub.member = base
+	for n := 2; taken[sub.member]; n++ {
+		sub.member = base + "." + strconv.Itoa(n)
+	}
+	if topicFault(sub.member) != "" {
+		return fmt.Errorf("the member's name %q is too long for Kafka: give a shorter SubscriberConfig.InstanceID", sub.member)
+	}
 	return nil
 }
 

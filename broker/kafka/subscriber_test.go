@@ -647,6 +647,33 @@ func TestRightsAndPasswords(t *testing.T) {
 	}
 }
 
+// A static member that comes back goes on where it was, although its session
+// would last for long.
+func TestStaticMemberComesBack(t *testing.T) {
+	noLeaks(t)
+	c := shared(t)
+	a := admin(t, c)
+	topic, other := newTopic(t, a, 2), newTopic(t, a, 1)
+	p := newPublisher(t, PublisherConfig{Cluster: c})
+	publishKeys(t, p, topic, 10, 0, 20)
+	publishKeys(t, p, other, 10, 20, 30)
+	group := testkit.Name(t)
+	for range 2 {
+		s := newSubscriber(t, SubscriberConfig{Cluster: c, Group: group, InstanceID: "pod-1", SessionTimeout: time.Minute, MaxInFlight: 1})
+		ch, ch2 := subscribe(t, s, topic), subscribe(t, s, other)
+		for range 10 {
+			receive(t, ch).Ack()
+		}
+		for range 5 {
+			receive(t, ch2).Ack()
+		}
+		if err := s.Close(); err != nil {
+			t.Error(err)
+		}
+	}
+	testkit.Eventually(t, patience, func() bool { return committed(t, c, group, topic) == 20 && committed(t, c, group, other) == 10 }, "all is committed")
+}
+
 func TestSubscribeFromNow(t *testing.T) {
 	noLeaks(t)
 	c := shared(t)

@@ -25,6 +25,7 @@ import (
 type subscription struct {
 	of     *Subscriber
 	topic  string
+	member string // of a static member
 	log    *slog.Logger
 	client *kgo.Client
 	line   line
@@ -122,8 +123,8 @@ func (s *subscription) start(ctx context.Context) error {
 		kgo.OnPartitionsLost(s.lost),
 		kgo.WithHooks(&s.line),
 	}
-	if cfg.InstanceID != "" {
-		own = append(own, kgo.InstanceID(cfg.InstanceID))
+	if s.member != "" {
+		own = append(own, kgo.InstanceID(s.member))
 	}
 	if cfg.Protocol == NextGen {
 		own = append(own, kgo.WithContext(nextGen{context.Background()}))
@@ -215,7 +216,7 @@ func (s *subscription) run(reading context.Context) {
 	}
 	close(stop)
 	working.Wait()
-	s.commit()
+	s.commitLast()
 	s.mu.Lock()
 	clear(s.parts) // nothing is left to do for them
 	s.mu.Unlock()
