@@ -26,14 +26,10 @@ func BenchmarkPublish(b *testing.B) {
 		if err := raw.Confirm(false); err != nil {
 			b.Fatal(err)
 		}
-		run := func(name string, goroutines int, publish func([]*outbox.Message) error) {
+		run := func(name string, goroutines, keys int, publish func([]*outbox.Message) error) {
 			b.Run(typ.String()+"/"+name, func(b *testing.B) {
 				b.ReportAllocs()
-				one := func(n int) {
-					keys := batch
-					if goroutines < 0 {
-						keys = 10
-					}
+				one := func() {
 					if err := publish(sized(q.Name, batch, keys)); err != nil {
 						b.Fatal(err)
 					}
@@ -42,12 +38,12 @@ func BenchmarkPublish(b *testing.B) {
 					b.SetParallelism(max(1, goroutines/2)) // times GOMAXPROCS
 					b.RunParallel(func(pb *testing.PB) {
 						for pb.Next() {
-							one(0)
+							one()
 						}
 					})
 				} else {
-					for n := 0; b.Loop(); n++ {
-						one(n)
+					for b.Loop() {
+						one()
 					}
 				}
 				b.ReportMetric(float64(b.N*batch)/b.Elapsed().Seconds(), "events/s")
@@ -66,10 +62,11 @@ func BenchmarkPublish(b *testing.B) {
 			}
 			return nil
 		}
-		run("raw", 1, func(msgs []*outbox.Message) error { return rawPublish(raw, q.Name, msgs) })
-		run("ours", 1, ours)
-		run("ours/10keys", -1, ours)
-		run("ours/8at once", 8, ours)
+		run("raw", 1, batch, func(msgs []*outbox.Message) error { return rawPublish(raw, q.Name, msgs) })
+		run("ours", 1, batch, ours)
+		run("ours/10 keys", 1, 10, ours)
+		run("ours/1 key", 1, 1, ours)
+		run("ours/8 at once", 8, batch, ours)
 	}
 }
 
