@@ -22,13 +22,17 @@ func topics(r *room) (string, error) {
 		names[i] = r.topic()
 	}
 	created := time.Since(began)
-	p := r.publisher()
+	p := r.publisher(timeout(stuckAfter))
 	s := r.subscriber(func(o *Options) { o.MaxInFlight = 4 })
 	l := newLedger()
 	for _, topic := range names[:listening] {
-		ch, err := r.subscribe(s, topic)
-		if err != nil {
-			return "", fmt.Errorf("topic %s: %w", topic, err)
+		var ch <-chan *message.Message
+		var err error
+		if e := until(r.b.Patience, func() bool { // a server that has much to do may not answer at first
+			ch, err = r.subscribe(s, topic)
+			return !errors.Is(err, outbox.ErrUnavailable)
+		}, "subscribe to topic %s", topic); e != nil || err != nil {
+			return "", errors.Join(e, err)
 		}
 		consume(ch, s, l.handler(0))
 	}
@@ -47,14 +51,22 @@ func topics(r *room) (string, error) {
 			}
 			continue
 		}
-		results, err := send(p, msgs, r.b.Patience)
-		if err != nil {
-			return "", err
-		}
-		for i, result := range results {
-			if result.Status != outbox.Done {
-				return "", fmt.Errorf("publish to topic %s: %s: %w", names[i], result.Status, result.Err)
+		var results []outbox.Result
+		var err error
+		if e := until(2*r.b.Patience, func() bool { // what did not get its turn is sent again
+			if results, err = send(p, msgs, stuckAfter); err != nil {
+				return true
 			}
+			var left []*outbox.Message
+			for i, result := range results {
+				if result.Status != outbox.Done {
+					left = append(left, msgs[i])
+				}
+			}
+			msgs = left
+			return len(left) == 0
+		}, "all messages to be accepted"); e != nil || err != nil {
+			return "", errors.Join(e, err, firstError(results))
 		}
 	}
 	published := time.Since(began)
