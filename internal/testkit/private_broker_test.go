@@ -145,28 +145,25 @@ func knowsUsers(t *testing.T, k *PrivateKafkaBroker) {
 func TestPrivateRabbitMQKeepsWhatItHad(t *testing.T) {
 	t.Parallel()
 	r := PrivateRabbitMQ(t)
-	// One connection per question: a client that reconnects is not what is tested.
+	// One connection per question, which ends with its context: a client that reconnects
+	// is not what is tested.
 	with := func(ctx context.Context, do func(*amqp.Channel) error) error {
-		done := make(chan error, 1)
-		go func() {
-			conn, err := amqp.DialConfig(r.URL(), amqp.Config{Dial: amqp.DefaultDial(2 * time.Second)})
-			if err != nil {
-				done <- err
-				return
-			}
-			defer conn.Close()
-			channel, err := conn.Channel()
+		conn, err := amqp.DialConfig(r.URL(), amqp.Config{Dial: func(network, addr string) (net.Conn, error) {
+			c, err := (&net.Dialer{}).DialContext(ctx, network, addr)
 			if err == nil {
-				err = do(channel)
+				context.AfterFunc(ctx, func() { c.Close() })
 			}
-			done <- err
-		}()
-		select {
-		case err := <-done:
+			return c, err
+		}})
+		if err != nil {
 			return err
-		case <-ctx.Done():
-			return ctx.Err()
 		}
+		defer conn.Close()
+		channel, err := conn.Channel()
+		if err != nil {
+			return err
+		}
+		return do(channel)
 	}
 	declare := func(c *amqp.Channel) (amqp.Queue, error) {
 		return c.QueueDeclare("queue", true, false, false, false, amqp.Table{"x-queue-type": "quorum"})
