@@ -95,7 +95,7 @@ func runConsume(ctx context.Context, e *harness.Env, b broker, s site) (*harness
 	for _, n := range []int{8, 64} {
 		e.Progress.Step("handlers of 1 ms, %d in flight", n)
 		pool := harness.Contest{
-			Rounds: rounds, Rows: min(all, n*harness.Pick(e, 600, 100)), SlowRows: 500,
+			Rounds: harness.Pick(e, rounds, 3), Rows: min(all, n*harness.Pick(e, 600, 100)), SlowRows: harness.Pick(e, 500, 200),
 			Ours: ours(n, n, handlerTakes),
 			Limit: harness.Runner{Name: "pool", Run: func(ctx context.Context, rows int) (float64, error) {
 				return limit.Lanes(ctx, n, rows, func() { time.Sleep(handlerTakes) })
