@@ -6,7 +6,6 @@ import (
 	"fmt"
 	"log/slog"
 	"regexp"
-	"time"
 
 	amqp "github.com/rabbitmq/amqp091-go"
 
@@ -175,6 +174,3 @@ func current(text string) string {
 }
 
 var valueOfType = regexp.MustCompile(`^the value (.*) of type '.*'$`)
-
-// applyTimeout bounds the declaring that a caller has set no bound for.
-const applyTimeout = 30 * time.Second

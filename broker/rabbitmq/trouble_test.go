@@ -252,7 +252,7 @@ func TestPublisherCloseAtAnyTime(t *testing.T) {
 	noLeaks(t)
 	q := testkit.Name(t)
 	declare(t, Topology{Queues: []Queue{{Name: q, Type: Classic}}})
-	for n := range 15 {
+	for range 15 {
 		p := newPublisher(t, PublisherConfig{Kind: DefaultExchange})
 		var all sync.WaitGroup
 		for g := range 4 {
@@ -269,7 +269,6 @@ func TestPublisherCloseAtAnyTime(t *testing.T) {
 		}
 		for range 2 {
 			all.Go(func() {
-				time.AfterFunc(time.Duration(n)*time.Millisecond, func() {})
 				if err := p.Close(); err != nil {
 					t.Error(err)
 				}
