@@ -23,12 +23,10 @@ func SQSReceive(ctx context.Context, client *sqs.Client, url string, requests in
 	deleting.SetLimit(requests)
 	for range requests {
 		g.Go(func() error {
-			for {
-				answer, err := client.ReceiveMessage(ctx, &sqs.ReceiveMessageInput{QueueUrl: &url, MaxNumberOfMessages: sqsBatch,
+			for ctx.Err() == nil {
+				// Not broken off: SQS would give messages to nobody, and hide them.
+				answer, err := client.ReceiveMessage(context.WithoutCancel(ctx), &sqs.ReceiveMessageInput{QueueUrl: &url, MaxNumberOfMessages: sqsBatch,
 					WaitTimeSeconds: 1, MessageAttributeNames: []string{"All"}})
-				if ctx.Err() != nil {
-					return nil
-				}
 				if err != nil {
 					return err
 				}
@@ -36,6 +34,7 @@ func SQSReceive(ctx context.Context, client *sqs.Client, url string, requests in
 					deleting.Go(func() error { return deleteSQS(context.WithoutCancel(ctx), client, url, entries) })
 				}
 			}
+			return nil
 		})
 	}
 	return errors.Join(g.Wait(), deleting.Wait())
