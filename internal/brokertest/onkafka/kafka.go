@@ -82,6 +82,11 @@ func newTopic(t testing.TB, address string) string {
 	if _, err := admin.CreateTopic(ctx, partitions, 1, nil, topic); err != nil {
 		t.Fatalf("create topic %s: %v", topic, err)
 	}
+	// The broker that has created it may not know it yet.
+	testkit.Eventually(t, 30*time.Second, func() bool {
+		topics, err := admin.ListTopics(ctx, topic)
+		return err == nil && topics[topic].Err == nil && len(topics[topic].Partitions) == partitions
+	}, "the broker knows topic %s", topic)
 	t.Cleanup(func() {
 		ctx, cancel := context.WithTimeout(context.Background(), 30*time.Second)
 		defer cancel()
