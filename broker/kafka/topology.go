@@ -200,13 +200,29 @@ func (t Topic) compare(ctx context.Context, admin *kadm.Client, found kadm.Topic
 	}
 	_, err := admin.CreateTopic(ctx, int32(t.Partitions), replicas, settings, t.Name)
 	if errors.Is(err, kerr.TopicAlreadyExists) { // somebody else was faster, perhaps with another topology
-		again, err := admin.ListTopics(ctx, t.Name)
+		return t.compareYoung(ctx, admin)
+	}
+	return err
+}
+
+// compareYoung compares a topic that exists, but that not every broker knows yet.
+func (t Topic) compareYoung(ctx context.Context, admin *kadm.Client) error {
+	for {
+		found, err := admin.ListTopics(ctx, t.Name)
 		if err != nil {
 			return err
 		}
-		return t.differences(ctx, admin, again[t.Name])
+		if d := found[t.Name]; d.Err == nil && len(d.Partitions) > 0 {
+			return t.differences(ctx, admin, d)
+		}
+		again := time.NewTimer(50 * time.Millisecond)
+		select {
+		case <-again.C:
+		case <-ctx.Done():
+			again.Stop()
+			return ctx.Err()
+		}
 	}
-	return err
 }
 
 func (t Topic) differences(ctx context.Context, admin *kadm.Client, found kadm.TopicDetail) error {
