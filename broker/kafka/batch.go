@@ -24,7 +24,6 @@ type batch struct {
 
 	suspects []*suspects
 	failed   []*slot
-	one      []int32 // todo's room
 }
 
 type lane struct{ topic, key string }
