@@ -87,7 +87,7 @@ func (t *tenure) park(hard context.Context, items []*item, upTo int, chosen []*i
 		ids[i], states[i], attempts[i], errs[i] = it.LogID, it.parkedState(), int32(it.attempts), it.lastErr
 	}
 	insert := t.putAside(ids, states, attempts, errs)
-	if err := t.chain.advance(hard, items[upTo-1].LogID, true, append(t.completing(done), insert)...); err != nil {
+	if err := t.chain.advance(hard, items[upTo-1].LogID, true, append(t.completing(done), insert...)...); err != nil {
 		return err
 	}
 	hit(fpAfterPark)
@@ -105,8 +105,8 @@ func (t *tenure) park(hard context.Context, items []*item, upTo int, chosen []*i
 // putAside copies events into the parked table inside the database, whole: retention
 // removes the log. All or nothing: a row that is not there to be copied divides by
 // zero, and the link does not pass it.
-func (s *seat) putAside(ids []int64, states []string, attempts []int32, errs []string) statement {
-	return statement{rows: 1, args: []any{s.who.name, ids, states, attempts, errs, len(ids)},
+func (s *seat) putAside(ids []int64, states []string, attempts []int32, errs []string) []statement {
+	put := statement{rows: 1, args: []any{s.who.name, ids, states, attempts, errs, len(ids)},
 		sql: `WITH put AS (INSERT INTO ` + s.db.table("parked") + ` (relay, log_id, slot, state, attempts, last_error,
 				xid, schema_version, event_id, topic, event_type, partition_key, content_type, headers, payload)
 			SELECT $1, o.id, o.slot, p.state, p.attempts, nullif(p.error, ''),
@@ -115,7 +115,17 @@ func (s *seat) putAside(ids []int64, states []string, attempts []int32, errs []s
 			JOIN ` + s.db.table("outbox") + ` AS o ON o.id = p.id
 			RETURNING 1)
 			SELECT 1 / CASE count(*) WHEN $6::bigint THEN 1 ELSE 0 END FROM put`}
+	return []statement{{sql: planAlongIndexes, rows: 1}, put, {sql: planAsBefore, rows: 1}}
 }
+
+// A plan that a session has made while the log was empty reads all of it, and is kept
+// when the log has grown, until the next ANALYZE. A handler's statements may follow in
+// the same transaction: they find the settings as they were.
+const (
+	planAlongIndexes = `SELECT set_config('postbus.seqscan', current_setting('enable_seqscan'), true), set_config('postbus.bitmapscan', current_setting('enable_bitmapscan'), true),
+		set_config('enable_seqscan', 'off', true), set_config('enable_bitmapscan', 'off', true)`
+	planAsBefore = `SELECT set_config('enable_seqscan', current_setting('postbus.seqscan'), true), set_config('enable_bitmapscan', current_setting('postbus.bitmapscan'), true)`
+)
 
 // unpark deletes parked events that are done with.
 func (s *seat) unpark(ids []int64) statement {

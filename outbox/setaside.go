@@ -135,7 +135,7 @@ func (t *duty) failed(hard context.Context, lastID int64, n int, it *item, cause
 	hit(fpBeforeSetAside)
 	after := t.judge(it, cause)
 	if err := t.chain.advance(hard, lastID, true, append(aside,
-		t.putAside([]int64{it.LogID}, []string{it.parkedState()}, []int32{int32(it.attempts)}, []string{it.lastErr}))...); err != nil {
+		t.putAside([]int64{it.LogID}, []string{it.parkedState()}, []int32{int32(it.attempts)}, []string{it.lastErr})...)...); err != nil {
 		return err
 	}
 	hit(fpAfterSetAside)
@@ -254,7 +254,7 @@ func (t *duty) waitingAside(items []*item) []statement {
 	for i, it := range items {
 		ids[i], states[i] = it.LogID, stateWaiting
 	}
-	return []statement{t.putAside(ids, states, make([]int32, len(items)), make([]string, len(items)))}
+	return t.putAside(ids, states, make([]int32, len(items)), make([]string, len(items)))
 }
 
 // waitsBehind keeps what was put aside in its key's queue.
