@@ -211,11 +211,11 @@ func TestSubscriberOnABadNetwork(t *testing.T) {
 		proxy.Resume()
 		testkit.Eventually(t, 2*patience, func() bool { return handled.Load() == sent }, "all that was sent is handled")
 	}
+	empty(t, c, queue) // repeats are handled, too
 	if err := s.Close(); err != nil {
 		t.Error(err)
 	}
 	work.Wait()
-	empty(t, c, queue)
 	if n := strings.Count(log.String(), "is interrupted"); n < 1 || n > 12 {
 		t.Errorf("%d warnings:\n%s", n, log.String())
 	}
