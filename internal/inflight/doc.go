@@ -55,13 +55,15 @@
 //     TestNackPausesItsKeyOnly
 //  5. The message of a repeat is a fresh one. TestNackBuildsAFreshMessage
 //  6. Offer blocks when the room is full, by count or by bytes, and always lets a
-//     single delivery in, however large. TestOfferBlocks
+//     single delivery in, however large. TestOfferBlocks, TestOfferBlocksByBytes
 //  7. After Lose the handler's context is cancelled with the cause, and the
 //     delivery is never reported; the key waits for the handler all the same. TestLose
-//  8. After Withdraw nothing that it matched is handed over any more. TestWithdraw
+//  8. After Withdraw nothing that it matched is handed over any more. TestWithdraw,
+//     TestTakenOutWhileItIsBuilt
 //  9. Close hands over nothing more, gives back what was not handed over, lets
 //     handlers finish, cancels those that take too long, and leaves no goroutine.
-//     TestCloseDrains, TestCloseAbandons, TestCloseAtAnyTime
+//     TestCloseDrains, TestCloseAbandons, TestAbandonedIsNotReportedToo,
+//     TestCloseAtAnyTime
 //  10. A message's context carries the values of the base context, and is cancelled
 //     when the message is settled. TestMessageContext
 //  11. Rooms that share an Outlet take back their own only. TestOutlet

@@ -220,6 +220,77 @@ func TestOfferBlocks(t *testing.T) {
 	})
 }
 
+func TestOfferBlocksByBytes(t *testing.T) {
+	bubble(t, Config[int]{MaxBufferedBytes: 25}, func(t *testing.T, r *Room[int]) {
+		offer(t, r, "a", "a", "a") // 10 bytes each: the third is let in, and the room is full
+		ctx, cancel := context.WithTimeout(t.Context(), time.Second)
+		defer cancel()
+		if n, err := r.Offer(ctx, []Delivery[int]{{Size: 1}}); n != 0 || !errors.Is(err, context.DeadlineExceeded) || r.Free() != 0 {
+			t.Fatalf("offered beyond the bytes: %d, %v", n, err)
+		}
+		expect(t, r, "0/1").Ack()
+		expect(t, r, "1/1").Ack()
+		synctest.Wait()
+		offer(t, r, "a")
+	})
+}
+
+// What is taken out while its message is being built is not handed over.
+func TestTakenOutWhileItIsBuilt(t *testing.T) {
+	for _, how := range []string{"lost", "withdrawn"} {
+		t.Run(how, func(t *testing.T) {
+			building, goOn := make(chan struct{}), make(chan struct{})
+			r := newRoom(Config[int]{Build: func(id, attempt int) *message.Message {
+				if id == 0 {
+					close(building)
+					<-goOn
+				}
+				return plain(id, attempt)
+			}})
+			offer(t, r, "a", "a")
+			<-building
+			first := func(id int) bool { return id == 0 }
+			if how == "lost" {
+				r.Lose(first, errModelLost)
+			} else {
+				r.Withdraw(first)
+			}
+			close(goOn)
+			if m := <-r.Out(); m.UUID != "1/1" {
+				t.Errorf("handed over: %s, want 1/1", m.UUID)
+			} else {
+				m.Ack()
+			}
+			r.Close()
+			want := []Result[int]{{0, GivenBack, false}, {1, Acked, true}}
+			if how == "lost" {
+				want = want[1:]
+			}
+			if got := r.Take(nil); !slices.Equal(got, want) {
+				t.Errorf("reported: %v, want %v", got, want)
+			}
+		})
+	}
+}
+
+// A handler that comes back in the moment when it is given up is either given up or heard.
+func TestAbandonedIsNotReportedToo(t *testing.T) {
+	for range 100 {
+		synctest.Test(t, func(t *testing.T) {
+			r := newRoom(Config[int]{CloseTimeout: time.Second, CloseGrace: time.Second})
+			offer(t, r, "a", "b", "c")
+			for _, id := range []string{"0/1", "1/1", "2/1"} {
+				m := expect(t, r, id)
+				time.AfterFunc(2*time.Second, func() { m.Ack() })
+			}
+			left := r.Close()
+			if got := r.Take(nil); len(left)+len(got) != 3 {
+				t.Errorf("abandoned: %v, reported: %v", left, got)
+			}
+		})
+	}
+}
+
 func TestLose(t *testing.T) {
 	gone := errors.New("revoked")
 	bubble(t, Config[int]{MaxInFlight: 3, NackDelay: time.Second}, func(t *testing.T, r *Room[int]) {
