@@ -60,7 +60,9 @@ func together(t *testing.T) {
 		running.Lock()
 		defer running.Unlock()
 		if running.tests--; running.tests == 0 {
-			goleak.VerifyNone(t, goleak.IgnoreTopFunction("testing.tRunner.func1")) // that waits for parallel tests
+			goleak.VerifyNone(t, // but for those of package testing, and tests that are about to begin
+				goleak.IgnoreTopFunction("testing.tRunner.func1"), goleak.IgnoreTopFunction("testing.(*testState).waitParallel"),
+				goleak.IgnoreAnyFunction("github.com/postbus/postbus/broker/sqs.together"))
 		}
 	})
 }
