@@ -5,6 +5,7 @@ import (
 	"fmt"
 	"os"
 	"sync"
+	"time"
 )
 
 // down stops what up has started, and nothing else: a local process by its
@@ -59,8 +60,18 @@ func stopLocal(st *state, w *progress, s *server, r record) error {
 	if err != nil {
 		return err
 	}
-	if err := os.RemoveAll(r.Dir); err != nil {
+	if err := remove(r.Dir); err != nil {
 		return fmt.Errorf("remove its data: %w", err)
 	}
 	return st.forget(s.key)
+}
+
+// remove tries for some seconds: the children of a server that had to be killed
+// may write for a moment longer.
+func remove(dir string) error {
+	for end := time.Now().Add(5 * time.Second); ; time.Sleep(100 * time.Millisecond) {
+		if err := os.RemoveAll(dir); err == nil || time.Now().After(end) {
+			return err
+		}
+	}
 }
