@@ -104,7 +104,8 @@ func appendMetadata(b []byte, m map[string]string) []byte {
 func appendString(b []byte, s string) []byte {
 	b = append(b, '"')
 	from := 0
-	for i := skipVerbatim(s, 0); i < len(s); i = skipVerbatim(s, i+1) {
+	text := bytesOf(s)
+	for i := skipVerbatim(text, 0); i < len(s); i = skipVerbatim(text, i+1) {
 		c := s[i]
 		b = append(b, s[from:i]...)
 		from = i + 1

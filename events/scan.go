@@ -131,7 +131,7 @@ var verbatim = func() (table [256]bool) {
 }()
 
 // skipVerbatim finds the next byte that does not stand for itself.
-func skipVerbatim[T string | []byte](b T, i int) int {
+func skipVerbatim(b []byte, i int) int {
 	for ; len(b)-i >= 8; i += 8 {
 		if at := unlikeText(load(b, i)); at != 0 {
 			return i + bits.TrailingZeros64(at)/8

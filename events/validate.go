@@ -148,8 +148,8 @@ func faultOfID(s string, limit int) string {
 // faultOfText wants UTF-8 without control characters, or without NUL alone where
 // free text is allowed.
 func faultOfText(s string, free bool) string {
-	i := 0
-	for len(s)-i >= 8 && isPlain(load(s, i)) {
+	i, text := 0, bytesOf(s)
+	for len(s)-i >= 8 && isPlain(load(text, i)) {
 		i += 8
 	}
 	ascii := true

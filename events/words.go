@@ -1,5 +1,10 @@
 package events
 
+import (
+	"encoding/binary"
+	"unsafe"
+)
+
 // Texts are looked at eight bytes at a time, as "Bit Twiddling Hacks" (S. E.
 // Anderson, "Determine if a word has a zero byte") has it: of v, whose bytes are
 // numbers below 256, (v - 0x01…) &^ v & 0x80… has the top bit of every byte that is
@@ -11,11 +16,10 @@ const (
 )
 
 // load reads b[i:i+8], the first byte lowest.
-func load[T string | []byte](b T, i int) uint64 {
-	_ = b[i+7]
-	return uint64(b[i]) | uint64(b[i+1])<<8 | uint64(b[i+2])<<16 | uint64(b[i+3])<<24 |
-		uint64(b[i+4])<<32 | uint64(b[i+5])<<40 | uint64(b[i+6])<<48 | uint64(b[i+7])<<56
-}
+func load(b []byte, i int) uint64 { return binary.LittleEndian.Uint64(b[i:]) }
+
+// bytesOf is s without a copy, to be read only.
+func bytesOf(s string) []byte { return unsafe.Slice(unsafe.StringData(s), len(s)) }
 
 // unlikeText is zero if all bytes of v may stand in a JSON string as they are;
 // else its lowest bit is in the first that may not.

@@ -55,7 +55,7 @@ type RelayConfig struct {
 	// Window bounds the events between the log and the last committed link: what a
 	// crash or a takeover may publish twice. Defaults to 10,000.
 	Window int
-	// WindowBytes bounds their payloads, and so the relay's memory. Defaults to 32 MiB.
+	// WindowBytes bounds their payloads, and so the relay's memory. Defaults to 16 MiB.
 	WindowBytes int
 
 	// MaxParked and MaxParkedBytes bound the events put aside, and those that wait
@@ -104,7 +104,7 @@ func (c RelayConfig) withDefaults(batches bool) (RelayConfig, []error) {
 	f.number("Batch", &c.Batch, 1000, 100_000)
 	f.number("BatchBytes", &c.BatchBytes, 4<<20, 1<<30)
 	f.number("Window", &c.Window, 10_000, 1_000_000)
-	f.number("WindowBytes", &c.WindowBytes, 32<<20, 1<<30)
+	f.number("WindowBytes", &c.WindowBytes, 16<<20, 1<<30)
 	f.parked(&c.MaxParked, &c.MaxParkedBytes)
 	f.span("Lease", &c.Lease, 10*time.Second, 300*time.Millisecond)
 	f.span("PublishTimeout", &c.PublishTimeout, c.Lease/2, time.Millisecond)
