@@ -15,6 +15,8 @@ import (
 	awssns "github.com/aws/aws-sdk-go-v2/service/sns"
 	awssqs "github.com/aws/aws-sdk-go-v2/service/sqs"
 	"github.com/aws/aws-sdk-go-v2/service/sqs/types"
+
+	"github.com/postbus/postbus/outbox"
 )
 
 // Topology is the queues and SNS topics that an application needs, written down as
@@ -281,10 +283,25 @@ type worker struct {
 	arns, urls map[string]string // of queues
 }
 
-func (w *worker) call(ctx context.Context, f func(context.Context) error) error {
+// call asks once more, and again, where the answer does not say how far it came (5xx,
+// or one that cannot be read): all that a worker asks for may be asked for twice.
+func (w *worker) call(ctx context.Context, f func(context.Context) error) (err error) {
 	ctx, cancel := context.WithTimeout(ctx, answerTimeout)
 	defer cancel()
-	return bounded(ctx, func() error { return f(ctx) })
+	for try := 1; ; try++ {
+		err = bounded(ctx, func() error { return f(ctx) })
+		if err == nil || try == 3 {
+			return err
+		}
+		if v, _, _, answered := judgeCall(err); !answered || v.status != outbox.Unknown {
+			return err
+		}
+		select {
+		case <-time.After(time.Duration(try) * 100 * time.Millisecond):
+		case <-ctx.Done():
+			return err
+		}
+	}
 }
 
 func (w *worker) queue(ctx context.Context, q Queue) error {
