@@ -88,9 +88,11 @@ func (s *subscription) find(ctx context.Context) error {
 	ctx, cancel := context.WithTimeout(ctx, 2*answerTimeout)
 	defer cancel()
 	var out *awssqs.GetQueueUrlOutput
-	err := bounded(ctx, func() (err error) {
-		out, err = s.of.cfg.Client.GetQueueUrl(ctx, &awssqs.GetQueueUrlInput{QueueName: &s.queue}, once)
-		return err
+	err := asked(ctx, func() error {
+		return bounded(ctx, func() (err error) {
+			out, err = s.of.cfg.Client.GetQueueUrl(ctx, &awssqs.GetQueueUrlInput{QueueName: &s.queue}, once)
+			return err
+		})
 	})
 	if err != nil {
 		return lookUpError(s.queue, err)

@@ -283,13 +283,17 @@ type worker struct {
 	arns, urls map[string]string // of queues
 }
 
-// call asks once more, and again, where the answer does not say how far it came (5xx,
-// or one that cannot be read): all that a worker asks for may be asked for twice.
-func (w *worker) call(ctx context.Context, f func(context.Context) error) (err error) {
+func (w *worker) call(ctx context.Context, f func(context.Context) error) error {
 	ctx, cancel := context.WithTimeout(ctx, answerTimeout)
 	defer cancel()
+	return asked(ctx, func() error { return bounded(ctx, func() error { return f(ctx) }) })
+}
+
+// asked asks once more, and again, where the answer does not say how far it came (5xx,
+// or one that cannot be read). Only for what may be asked for twice.
+func asked(ctx context.Context, f func() error) error {
 	for try := 1; ; try++ {
-		err = bounded(ctx, func() error { return f(ctx) })
+		err := f()
 		if err == nil || try == 3 {
 			return err
 		}

@@ -139,8 +139,9 @@ func TestPolicyAllowsSeveralTopics(t *testing.T) {
 }
 
 // Outbox messages to SNS topics, copies of them in SQS queues, two topics to one queue.
+// Not beside others: the stand-in for SNS, when the machine is busy, now and then gives an
+// answer that cannot be read, and what that held is hidden for long.
 func TestSNSFanOut(t *testing.T) {
-	together(t)
 	ctx := context.Background()
 	cfg := clientConfig(t, testkit.SNS(t))
 	queues, topics := awssqs.NewFromConfig(cfg), awssns.NewFromConfig(cfg)
