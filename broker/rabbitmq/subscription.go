@@ -219,8 +219,10 @@ func (s *subscription) takeAndTell() {
 		switch { // an error means that the channel is gone, and the message comes again
 		case r.Outcome == inflight.Acked:
 			d.from.ch.Ack(d.DeliveryTag, false)
+			d.from.told.Store(true)
 		case d.dead:
 			d.from.ch.Nack(d.DeliveryTag, false, false)
+			d.from.told.Store(true)
 			s.log.Warn("a message is given up and dead-lettered", "message", d.MessageId, "nacks", s.of.cfg.DeadLetterAfter)
 		} // else it goes back when its channel closes
 	}
@@ -236,7 +238,7 @@ func (s *subscription) consume(ctx context.Context) (*consumer, error) {
 	if err := s.of.topo.prepare(ctx, sess); err != nil {
 		return nil, err
 	}
-	c := &consumer{s: sess, queue: s.queue, over: make(chan struct{})}
+	c := &consumer{s: sess, queue: s.queue, prefetch: s.of.cfg.Prefetch, over: make(chan struct{})}
 	err = sess.open(ctx, func(ch *amqp.Channel) error {
 		c.ch = ch
 		c.closed = ch.NotifyClose(make(chan *amqp.Error, 1))
